@@ -1,0 +1,79 @@
+"""What goes wrong, said once and well.
+
+In: facts, from whoever met the trouble. Out: one message in three parts (what happened, with the values; what was
+expected; how to fix it) and the exit code of its kind. Everything a user can cause is a `LaminaError`; the command line
+prints it without a traceback, Python shows it as any exception. Anything else that escapes is a defect of Lamina.
+
+    LaminaError
+    ├── UsageError      2   the request itself: an unknown name, a wrong value, a net that does not fit the task
+    ├── DataError       3   the data: unreadable, contradictory, not finite
+    ├── RunError        4   a run folder or checkpoint: damaged, from another version, in use
+    ├── Diverged        5   training produced a loss or weights that are not finite
+    ├── ResourceError   6   disk, memory, permission
+    └── Interrupted   130   Ctrl-C or SIGTERM (143); the run is saved and can be resumed
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LaminaError(Exception):
+    """Something a user can mend. `what` happened, what was `expected`, and how to `fix` it."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, expected: str = "", fix: str = ""):
+        self.what, self.expected, self.fix = what, expected, fix
+        parts = [what]
+        if expected:
+            parts.append(f"Expected: {expected}")
+        if fix:
+            parts.append(f"Fix: {fix}")
+        super().__init__("\n".join(parts))
+
+
+class UsageError(LaminaError, ValueError):
+    exit_code = 2
+
+
+class DataError(LaminaError, ValueError):
+    exit_code = 3
+
+
+class RunError(LaminaError):
+    exit_code = 4
+
+
+class Diverged(LaminaError, ArithmeticError):
+    exit_code = 5
+
+
+class ResourceError(LaminaError, OSError):
+    exit_code = 6
+
+
+class Interrupted(LaminaError, KeyboardInterrupt):
+    """Ctrl-C (130) or SIGTERM (143). A `KeyboardInterrupt`, so that a caller's own handling of Ctrl-C sees it too."""
+
+    def __init__(self, what: str, *, fix: str = "", signal: int = 2):
+        super().__init__(what, fix=fix)
+        self.exit_code = 128 + signal
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """'did you mean ...?' for a mistyped name, or the known names when none is near."""
+    known = sorted(known)
+    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if matches:
+        return f"did you mean {' or '.join(repr(match) for match in matches)}?"
+    return f"known are: {', '.join(known)}" if known else "none is known here"
+
+
+def rows(indices: Iterable[int], most: int = 5) -> str:
+    """'rows 3, 17, 40 and 12 more': the first few of many indices, for messages."""
+    indices = list(indices)
+    shown = ", ".join(str(int(index)) for index in indices[:most])
+    more = f" and {len(indices) - most} more" if len(indices) > most else ""
+    return f"row{'s' if len(indices) != 1 else ''} {shown}{more}"

@@ -1,0 +1,253 @@
+"""The only module that writes what must last.
+
+In: bytes and a place. Out: a file, or a whole directory, that is either there and complete or not there at all:
+
+    write       a file: written beside the old one, flushed to the disk, renamed over it
+    commit      a directory: its files, flushed; a manifest with sizes and SHA-256 of each, last; renamed into place
+    verify      a committed directory, read back against its manifest
+    Lock        one process a run folder
+
+A killed process leaves at most a `.tmp-...` beside what it was writing; `sweep` removes those. No torch here.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lamina.errors import LaminaError, ResourceError, RunError
+
+MANIFEST = "manifest.json"
+TEMPORARY = ".tmp-"
+_WORDS = {
+    errno.ENOSPC: ("the disk is full", "free some space"),
+    errno.EDQUOT: ("your disk quota is used up", "free some space"),
+    errno.EACCES: (
+        "you have no permission to write there",
+        "choose another folder with --runs, or change its permissions",
+    ),
+    errno.EPERM: ("you have no permission to write there", "choose another folder with --runs"),
+    errno.EROFS: ("that file system is read-only", "choose another folder with --runs"),
+    errno.EMFILE: ("too many files are open", "raise the limit: ulimit -n 4096"),
+    errno.ENOTDIR: ("a part of that path is a file, not a folder", "choose another folder with --runs"),
+}
+
+
+@contextmanager
+def _words(path: Path) -> Iterator[None]:
+    """An OSError as a ResourceError that says what it means."""
+    try:
+        yield
+    except LaminaError:
+        raise
+    except OSError as error:
+        what, fix = _WORDS.get(error.errno or 0, (str(error.strerror or error), ""))
+        raise ResourceError(f"{path} could not be written: {what}.", fix=fix) from error
+
+
+def _flush_directory(path: Path) -> None:
+    """Make a rename durable. Windows has no such call, and needs none."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _temporary(path: Path) -> Path:
+    return path.parent / f"{TEMPORARY}{os.getpid()}-{time.monotonic_ns()}-{path.name}"
+
+
+def write(path: str | Path, data: bytes | str) -> None:
+    """A file, whole or not at all; the old one stays until the new one is on the disk."""
+    path = Path(path)
+    beside = _temporary(path)
+    with _words(path):
+        try:
+            _write_flushed(beside, data.encode() if isinstance(data, str) else data)
+            os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        _flush_directory(path.parent)
+
+
+def append(path: str | Path, line: str) -> None:
+    """A line at the end of a log, handed to the system at once."""
+    with _words(Path(path)), open(path, "a", encoding="utf-8") as file:
+        file.write(line.rstrip("\n") + "\n")
+
+
+def folder(path: str | Path) -> Path:
+    """Make a folder and those above it."""
+    path = Path(path)
+    with _words(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def claim(path: str | Path) -> bool:
+    """Make a folder that must not exist yet; False where it does. Only one of several processes gets True."""
+    path = Path(path)
+    with _words(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            return False
+    return True
+
+
+def commit(path: str | Path, files: Mapping[str, bytes], about: Mapping[str, Any]) -> None:
+    """A new directory of files with a manifest; replaces one of the same name."""
+    path = Path(path)
+    beside = _temporary(path)
+    with _words(path):
+        try:
+            beside.mkdir(parents=True)
+            listed = {}
+            for name, data in files.items():
+                _write_flushed(beside / name, data)
+                listed[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            manifest = {"schema": 1, **about, "files": listed}
+            text = json.dumps(manifest, indent=1, sort_keys=True)
+            _write_flushed(beside / MANIFEST, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n".encode())
+            _flush_directory(beside)
+            if path.exists():
+                old = _temporary(path.with_name(path.name + "-old"))
+                os.replace(path, old)
+                os.replace(beside, path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.replace(beside, path)
+            _flush_directory(path.parent)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+
+
+def manifest(path: str | Path) -> dict[str, Any]:
+    """The manifest of a committed directory, checked against its own hash."""
+    place = Path(path) / MANIFEST
+    try:
+        first, _, text = place.read_text(encoding="utf-8").partition("\n")
+        text = text.removesuffix("\n")
+        if hashlib.sha256(text.encode()).hexdigest() != first:
+            raise RunError(f"{place} is damaged: it does not match its own SHA-256.")
+        found: dict[str, Any] = json.loads(text)
+    except FileNotFoundError as error:
+        raise RunError(f"{place} is missing.", expected="a checkpoint folder as Lamina writes it") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(f"{place} is damaged: {error}") from error
+    if found.get("schema") != 1:
+        raise RunError(
+            f"{place} has schema {found.get('schema')!r}.", expected="schema 1", fix="use the Lamina that wrote it"
+        )
+    return found
+
+
+def verify(path: str | Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(manifest, files) of a committed directory; a RunError names the first file that is not as it was written."""
+    path = Path(path)
+    found = manifest(path)
+    data = {}
+    for name, facts in found["files"].items():
+        place = path / name
+        if not place.is_file():
+            raise RunError(f"{place} is missing.")
+        if place.stat().st_size != facts["bytes"]:
+            raise RunError(f"{place} has {place.stat().st_size} bytes.", expected=f"{facts['bytes']}")
+        data[name] = place.read_bytes()
+        if hashlib.sha256(data[name]).hexdigest() != facts["sha256"]:
+            raise RunError(f"{place} is damaged: its SHA-256 is not that of the manifest.")
+    return found, data
+
+
+def remove(path: str | Path) -> None:
+    """A committed directory, out of sight at once and then deleted."""
+    path = Path(path)
+    gone = _temporary(path)
+    with _words(path):
+        os.replace(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep(path: str | Path) -> None:
+    """Remove what killed processes left half-written in a folder."""
+    for left in Path(path).glob(f"{TEMPORARY}*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+class Lock:
+    """One process a run folder. The system drops the lock when its process ends, however it ends."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path) / "lock"
+        with _words(self.path):
+            self._file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115  (held as long as the lock)
+        if not _lock(self._file):
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise RunError(
+                f"{Path(path)} is in use by {holder}.",
+                expected="one process a run",
+                fix="wait until it ends, stop it, or train under another --name",
+            )
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._file.flush()
+
+    def release(self) -> None:
+        if not self._file.closed:
+            self._file.seek(0)
+            self._file.truncate()  # the file stays: deleting it would let two later processes lock two different files
+            self._file.close()
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.release()
+
+
+def _lock(file: Any) -> bool:
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
