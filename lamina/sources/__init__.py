@@ -1,0 +1,202 @@
+"""Where examples come from.
+
+In: what the user has: arrays or tensors in memory, a `Dataset` or a `DataLoader`, a file or folder, a sample's name.
+Out: a `Source`: the examples column by column, with the validation and test examples where the source has its own.
+Called by the domains (`read`), and through them by `train`, `evaluate` and the command line.
+
+    arrays    in memory, .npz files, and torch Datasets
+    idx       the IDX files of MNIST and its kin
+    samples   digits, iris, wine, breast_cancer, diabetes: small sets that come with scikit-learn
+    mnist     found on the disk, or downloaded and verified
+
+Nothing is opened by pickle. What is unreadable, not finite or contradictory is refused here, with its rows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lamina.errors import DataError, UsageError, near
+
+SAMPLES = ("digits", "iris", "wine", "breast_cancer", "diabetes", "mnist")
+
+
+@dataclass
+class Examples:
+    """One table of examples, column by column."""
+
+    inputs: Any  # a tuple of arrays (N, ...), one an input of the net; or a Dataset, IterableDataset or DataLoader
+    truth: np.ndarray | None = None  # (N, ...) the answers as given; None where there are none, or a Dataset has them
+    kind: str = "arrays"  # "arrays" as they are, "pictures" (N, C, H, W), "dataset", "stream" (no length), "loader"
+    names: list[str] | None = None  # of the columns of inputs (N, F)
+    labels: list[str] | None = None  # of the classes, where truth holds their numbers 0..K-1 and their names are known
+    groups: np.ndarray | None = None  # (N,) who belongs together and must not be split
+    times: np.ndarray | None = None  # (N,) when
+
+    @property
+    def count(self) -> int | None:
+        """How many there are; None for a stream."""
+        if isinstance(self.inputs, tuple):
+            return len(self.inputs[0])
+        items = self.inputs.dataset if self.kind == "loader" else self.inputs
+        return None if self.kind == "stream" or not hasattr(items, "__len__") else len(items)
+
+
+@dataclass
+class Source:
+    """Examples to learn from, and those to validate and test on where the source has its own."""
+
+    name: str  # "digits", "arrays in memory", a path
+    train: Examples
+    valid: Examples | None = None
+    test: Examples | None = None
+    reopen: str | None = None  # opens it again (`open(reopen)`); None where anything of it lives in memory only
+    about: str = ""  # a line for people: "1,797 pictures 1x8x8, from scikit-learn"
+
+
+def open(source: Any, *, data_dir: str | Path | None = None, test: Any = None, valid: Any = None) -> Source:
+    """Whatever holds examples -> a `Source`.
+
+    `source` is a tuple (x, y), or x alone, of arrays (N, ...), tensors or lists, where x may be a tuple of several
+    inputs; a map-style Dataset, an IterableDataset or a DataLoader; the path of an .npz file (x, y, x_test, ...), of an
+    IDX file of pictures (its labels are found beside it) or of a folder of the four IDX files; or the name of a sample
+    (SAMPLES; a name comes before a file of the same name: write ./mnist for that). `data_dir` is where `mnist` lies.
+
+    `test` and `valid` may be sources of any of these forms: their own test (valid) examples where they have such, else
+    all they have. They take the place of those of `source`.
+
+    Raises UsageError where nothing can be opened, DataError where the data are bad, ResourceError where the disk or the
+    network fails.
+    """
+    from lamina.sources.arrays import is_items
+
+    opened = _open(source, data_dir)
+    for part, given in (("valid", valid), ("test", test)):
+        if given is not None:
+            other = _open(given, data_dir)
+            examples = getattr(other, part)
+            if examples is None:
+                examples = other.train
+            if opened.train.kind == "dataset" and is_items(given):
+                examples = Examples(given, kind="dataset")  # beside a Dataset its likes stay whole
+            setattr(opened, part, examples)
+            if other.reopen is None:
+                opened.reopen = None
+    for part, examples in (("validation", opened.valid), ("test", opened.test)):
+        if examples is not None:
+            _agree(opened.train, examples, part)
+    return opened
+
+
+def describe(examples: Examples) -> str:
+    """'1,797 pictures 1x8x8', '150 examples of 4 numbers', 'a stream': examples in a few words."""
+    if examples.count is None:
+        return "a stream of examples"
+    if not isinstance(examples.inputs, tuple):
+        return f"{examples.count:,} examples"
+    shapes = [column.shape[1:] for column in examples.inputs]
+    words = [f"{shape[0]} numbers" if len(shape) == 1 else "x".join(map(str, shape)) or "1 number" for shape in shapes]
+    thing = "pictures" if examples.kind == "pictures" else "examples of" if len(shapes) == 1 else "examples of inputs"
+    return f"{examples.count:,} {thing} {' and '.join(words)}"
+
+
+def _open(source: Any, data_dir: str | Path | None) -> Source:
+    if isinstance(source, str) and source in SAMPLES:
+        if source == "mnist":
+            from lamina.sources import mnist
+
+            return mnist.read(data_dir)
+        from lamina.sources import samples
+
+        return samples.read(source)
+    if isinstance(source, (str, os.PathLike)):
+        return _open_path(os.fspath(source))
+    from lamina.sources import arrays
+
+    return arrays.read(source)
+
+
+def _open_path(text: Any) -> Source:
+    from lamina.sources import arrays, idx
+
+    text = os.fsdecode(text)
+    path = Path(text).expanduser()
+    if not text.strip() or not os.path.exists(path):
+        raise UsageError(f"There is no file, folder or sample {text!r}: {_near_misses(path)}")
+    if path.is_dir():
+        if not idx.is_folder(path):
+            raise UsageError(
+                f"{text} holds no data that can be opened here.",
+                expected=f"the IDX files {', '.join(idx.CANONICAL)}, plain or .gz",
+                fix="give the file itself",
+            )
+        opened = idx.folder(path)
+    elif path.suffix.lower() == ".npz":
+        opened = arrays.npz(path)
+    elif idx.is_file(path):
+        opened = idx.file(path)
+    else:
+        raise UsageError(
+            f"{text} is not a kind of file that can be opened here.",
+            expected="an .npz file with x and y, an IDX file of pictures, or a folder of IDX files",
+            fix="read it yourself and give the arrays: (x, y)",
+        )
+    return replace(opened, name=text, reopen=str(path.absolute()))
+
+
+def _near_misses(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no folder {str(folder)!r} either"
+    beside = os.listdir(folder)
+    if len(beside) > 12:
+        beside = difflib.get_close_matches(path.name, beside, n=12)
+    return near(path.name, [*SAMPLES, *beside])
+
+
+def _agree(train: Examples, other: Examples, part: str) -> None:
+    """Refuse validation or test examples that cannot stand in one table with the training examples."""
+    if train.kind in ("loader", "stream"):
+        return  # taken as they come, each by itself
+    columns = [isinstance(examples.inputs, tuple) for examples in (train, other)]
+    if columns[0] != columns[1] or other.kind in ("loader", "stream"):
+        raise UsageError(
+            f"The training examples are {_form(train)}, the {part} examples {_form(other)}.",
+            expected="both in the same form",
+            fix="give both as arrays, both as a Dataset, or both as a DataLoader",
+        )
+    if not columns[0]:
+        return  # what a Dataset gives is known only when it is walked
+    ours, theirs = ([(column.shape[1:], column.dtype.kind) for column in e.inputs] for e in (train, other))
+    if ours != theirs:
+        raise DataError(
+            f"The {part} inputs are {_shapes(other.inputs)}; the training inputs are {_shapes(train.inputs)}.",
+            expected="the same shape and kind of numbers",
+            fix="prepare both in the same way",
+        )
+    if (train.truth is None) != (other.truth is None):
+        which = part if other.truth is None else "training"
+        raise DataError(f"The {which} examples have no answers, the others have.", fix="give both as (x, y)")
+    if train.truth is None or other.truth is None:
+        return
+    whole, words = "biu", "UO"
+    kinds = {"f": "f" + whole}.get(train.truth.dtype.kind, whole if train.truth.dtype.kind in whole else words)
+    if train.truth.shape[1:] != other.truth.shape[1:] or other.truth.dtype.kind not in kinds:
+        raise DataError(
+            f"The {part} answers are {_shapes((other.truth,))}; the training answers are {_shapes((train.truth,))}.",
+            expected="the same shape and kind",
+        )
+
+
+def _form(examples: Examples) -> str:
+    return {"dataset": "a Dataset", "stream": "a stream", "loader": "a DataLoader"}.get(examples.kind, "arrays")
+
+
+def _shapes(columns: tuple[np.ndarray, ...]) -> str:
+    return ", ".join(f"({', '.join(['N', *map(str, column.shape[1:])])}) {column.dtype}" for column in columns)

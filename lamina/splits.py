@@ -1,0 +1,313 @@
+"""Who learns, who validates, who tests.
+
+In: how many examples there are, and what must be respected: answers (stratify), groups (never split), times (the
+latest are the test). Out: a `Split` of row numbers, and its text for splits.csv. Called once a run by `train`;
+everything after takes the split that the run stored.
+
+A split is a function of its arguments: the same seed gives the same rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lamina.errors import DataError, UsageError, near, rows
+from lamina.sources.arrays import gaps
+
+PARTS = ("train", "valid", "test")
+HOWS = ("auto", "random", "stratified", "grouped", "time")
+FEW = 3  # members a class needs to be spread: one a part
+_RARE = 0.5  # above this share of examples in classes of fewer than FEW, the answers are taken for measurements
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Row numbers of each part, int64, sorted; together every row once. `how` says in words what was done."""
+
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+    how: str = ""
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.valid) + len(self.test)
+
+    @property
+    def parts(self) -> np.ndarray:
+        """(N,) int8: 0 train, 1 valid, 2 test, row by row."""
+        parts = np.zeros(len(self), dtype=np.int8)
+        parts[self.valid], parts[self.test] = 1, 2
+        return parts
+
+
+def split(
+    n: int,
+    *,
+    truth: Any = None,
+    valid: float = 0.1,
+    test: float = 0.2,
+    how: str = "auto",
+    groups: Any = None,
+    times: Any = None,
+    seed: int = 0,
+) -> Split:
+    """n rows -> a Split. `valid` and `test` are shares of all rows, 0 <= share < 1; a share of 0 makes an empty part.
+
+    how     random       every row for itself
+            stratified   each class's count in each part is its exact share, rounded up or down (but no part stays empty
+                         for it); classes with fewer than 3 members go to train
+            grouped      rows of a group stay together; parts come near their shares as far as the groups allow
+            time         the latest rows are the test, the next latest validate; equal times stay together
+            auto         grouped where there are groups, else time where there are times, else stratified where the
+                         answers are classes (texts, booleans, whole numbers that recur), else random
+
+    Raises DataError where a part that was asked for would stay empty.
+    """
+    if how not in HOWS:
+        raise UsageError(f"There is no way to split called {how!r}: {near(how, HOWS)}", expected=", ".join(HOWS))
+    for name, share in (("valid", valid), ("test", test)):
+        if not 0 <= share < 1:
+            raise UsageError(f"{name} is {share}.", expected="a share of the examples, 0 <= share < 1")
+    if valid + test >= 1:
+        raise UsageError(f"valid {valid:g} and test {test:g} leave nothing to learn from.", expected="below 1 in all")
+    shares = np.array([1 - valid - test, valid, test])
+    need = int((shares > 0).sum())
+    if n < need:
+        raise DataError(
+            f"There {'is 1 example' if n == 1 else f'are {n} examples'} for {need} parts.",
+            expected=f"{need} or more",
+            fix="give more examples, or ask for no validation or test part",
+        )
+    for name, column in (("truth", truth), ("groups", groups), ("times", times)):
+        if column is not None and len(column) != n:
+            raise UsageError(f"{name} has {len(column)} entries for {n} examples.", expected="one an example")
+    classes = _classes(truth)
+    reason = ""
+    if how == "auto":
+        how, reason = _choose(classes, groups, times)
+    if how == "grouped":
+        parts, words = _grouped(_column(groups, "groups"), shares, seed)
+    elif how == "time":
+        parts, words = _by_time(_column(times, "times"), shares)
+    elif how == "stratified":
+        if classes is None:
+            raise UsageError(
+                "The answers cannot be stratified.",
+                expected="truth (N,) of texts, booleans or whole numbers",
+                fix="how='random'",
+            )
+        parts, words = _stratified(classes, shares, seed)
+    else:
+        parts, words = _random(n, shares, seed), f"at random, seed {seed}"
+    return _of(parts, words + reason)
+
+
+def to_csv(split: Split) -> str:
+    """The text of splits.csv: `row,split`, a line a row."""
+    names = np.array(PARTS)[split.parts]
+    return "row,split\n" + "".join(f"{row},{name}\n" for row, name in enumerate(names))
+
+
+def from_csv(text: str, how: str = "as stored") -> Split:
+    """The Split of a text that `to_csv` wrote. DataError names the first line that is wrong."""
+    header, *lines = text.splitlines() or [""]
+    if header.strip() != "row,split":
+        raise DataError(f"A split file begins with {header!r}.", expected="row,split")
+    parts = np.full(len(lines), -1, dtype=np.int8)
+    for number, line in enumerate(lines, start=2):
+        row, _, name = line.strip().partition(",")
+        if not row.isdecimal() or name not in PARTS:
+            raise DataError(f"Line {number} of a split file is {line!r}.", expected=f"ROW,{'|'.join(PARTS)}")
+        if int(row) >= len(lines) or parts[int(row)] >= 0:
+            raise DataError(
+                f"Line {number} of a split file has row {row}, which is there twice or above the {len(lines)} rows.",
+                expected="every row from 0 on, once",
+            )
+        parts[int(row)] = PARTS.index(name)
+    return _of(parts, how)
+
+
+def _of(parts: np.ndarray, how: str) -> Split:
+    train, valid, test = (np.flatnonzero(parts == part).astype(np.int64) for part in range(3))
+    return Split(train, valid, test, how)
+
+
+def _choose(classes: np.ndarray | None, groups: Any, times: Any) -> tuple[str, str]:
+    """What `auto` means here, and a remark where it is not obvious."""
+    if groups is not None:
+        return "grouped", ""
+    if times is not None:
+        return "time", ""
+    if classes is None:
+        return "random", ""
+    counts = np.bincount(classes)
+    rare = counts[counts < FEW].sum()
+    if rare > _RARE * len(classes):
+        return "random", f"; not stratified: {rare:,} of {len(classes):,} answers occur fewer than {FEW} times"
+    return "stratified", ""
+
+
+def _random(n: int, shares: np.ndarray, seed: int) -> np.ndarray:
+    sizes = _apportion(n, shares)
+    parts = np.repeat(np.arange(3, dtype=np.int8), sizes)
+    return np.random.default_rng(seed).permutation(parts)
+
+
+def _apportion(n: int, shares: np.ndarray) -> np.ndarray:
+    """n in whole numbers by shares (largest remainder), at least 1 wherever a share is above 0."""
+    exact = np.round(n * shares, 9)
+    sizes = np.floor(exact).astype(np.int64)
+    order = np.argsort(sizes - exact, kind="stable")
+    sizes[order[: n - sizes.sum()]] += 1
+    for part in np.flatnonzero((shares > 0) & (sizes == 0)):
+        sizes[sizes.argmax()] -= 1
+        sizes[part] += 1
+    return sizes
+
+
+# --- Stratified -------------------------------------------------------------------------------------------------------
+
+
+def _classes(truth: Any) -> np.ndarray | None:
+    """Answers (N,) or (N, 1) -> class numbers 0..K-1; None where they are no classes."""
+    if truth is None:
+        return None
+    column = np.asarray(truth)
+    if column.ndim == 2 and column.shape[1] == 1:
+        column = column[:, 0]
+    if column.ndim != 1 or column.dtype.kind not in "biuUO":
+        return None
+    return _codes(column)
+
+
+def _codes(column: np.ndarray) -> np.ndarray:
+    """(N,) values -> numbers 0..K-1 of the distinct ones. None and NaN count as one value."""
+    if column.dtype.kind == "O":
+        column = np.array([f"{type(v).__name__} {v}" for v in column])
+    return np.unique(column, return_inverse=True)[1].reshape(-1)
+
+
+def _stratified(classes: np.ndarray, shares: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
+    rng = np.random.default_rng(seed)
+    counts = np.bincount(classes)
+    spread = np.flatnonzero(counts >= FEW)
+    if not len(spread):
+        raise DataError(
+            f"No class has {FEW} examples or more: the largest of {len(counts)} classes has {counts.max()}.",
+            expected=f"{FEW} or more in a class that is to be spread over the parts",
+            fix="how='random', or give more examples",
+        )
+    parts = np.zeros(len(classes), dtype=np.int8)
+    members = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
+    order = rng.permutation(spread)
+    for sizes, label in zip(_table(counts[order], shares), order, strict=True):
+        parts[rng.permutation(members[label])] = np.repeat(np.arange(3, dtype=np.int8), sizes)
+    few = len(counts) - len(spread)
+    rare = f"; {few} class{'es' if few > 1 else ''} with fewer than {FEW} examples in train only" if few else ""
+    return parts, f"stratified by class, seed {seed}{rare}"
+
+
+def _table(counts: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Class counts (K,) -> sizes (K, 3): each the exact share rounded up or down, the columns near their shares too.
+
+    What a class's floors leave over goes to the parts that so far lack most (error diffusion over the classes).
+    """
+    exact = np.round(counts[:, None] * shares, 9)
+    table = np.floor(exact).astype(np.int64)
+    lack = np.zeros(3)
+    for row in range(len(counts)):
+        fraction = exact[row] - table[row]
+        lack += fraction
+        left = counts[row] - table[row].sum()
+        most = np.argsort(np.where(fraction > 0, -lack, np.inf), kind="stable")[:left]
+        table[row, most] += 1
+        lack[most] -= 1
+    for part in np.flatnonzero((shares > 0) & (table.sum(0) == 0)):  # so few that a part is empty: the mildest move
+        above = table - exact
+        worst = np.maximum(1 - above, 1 + above[:, [part]])
+        worst[(table == 0) | (table.sum(0) < 2)] = np.inf
+        row, donor = np.unravel_index(worst.argmin(), worst.shape)
+        table[row, donor] -= 1
+        table[row, part] += 1
+    return table
+
+
+# --- Grouped, by time -------------------------------------------------------------------------------------------------
+
+
+def _column(values: Any, name: str) -> np.ndarray:
+    """(N,) without gaps; times as numbers or dates."""
+    if values is None:
+        raise UsageError(f"There are no {name} to split by.", expected=f"{name} (N,)", fix="give them, or another how")
+    column = np.asarray(values)
+    if column.ndim != 1:
+        raise UsageError(f"{name} has shape {column.shape}.", expected="(N,)")
+    if name == "times" and column.dtype.kind in "UO":
+        try:
+            column = column.astype("datetime64[us]")
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"The times cannot be read: {error}.", expected="numbers, datetime64 or ISO dates such as 2026-01-31"
+            ) from error
+    missing = np.flatnonzero(gaps(column))
+    if len(missing):
+        raise DataError(f"{len(missing)} {name} are missing: {rows(missing)}.", fix="fill them, or leave these out")
+    return column
+
+
+def _grouped(groups: np.ndarray, shares: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
+    codes = _codes(groups)
+    sizes = np.bincount(codes)
+    need = int((shares > 0).sum())
+    if len(sizes) < need:
+        raise DataError(
+            f"There {'is 1 group' if len(sizes) == 1 else f'are {len(sizes)} groups'} for {need} parts.",
+            expected=f"{need} groups or more",
+            fix="give more groups, or ask for no validation or test part",
+        )
+    # The largest first (equal ones in random order), each to the part that lacks most.
+    lack = len(groups) * shares
+    part_of = np.zeros(len(sizes), dtype=np.int8)
+    empty = set(np.flatnonzero(shares > 0).tolist())
+    order = np.lexsort((np.random.default_rng(seed).permutation(len(sizes)), -sizes))
+    for place, group in enumerate(order):
+        open_to = sorted(empty) if len(order) - place <= len(empty) else np.flatnonzero(shares > 0).tolist()
+        part = max(open_to, key=lambda p: lack[p])
+        part_of[group] = part
+        lack[part] -= sizes[group]
+        empty.discard(part)
+    return part_of[codes], f"by {len(sizes):,} groups that stay whole, seed {seed}"
+
+
+def _by_time(times: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, str]:
+    n = len(times)
+    order = np.argsort(times, kind="stable")
+    ordered = times[order]
+    edges = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1  # places where the time changes: a cut keeps ties whole
+    cuts = int((shares[1:] > 0).sum())
+    if len(edges) < cuts:
+        times_found = "is 1 time" if len(edges) == 0 else f"are {len(edges) + 1} different times"
+        raise DataError(
+            f"There {times_found} for {cuts + 1} parts.",
+            expected=f"{cuts + 1} different times or more",
+        )
+    test_from = valid_from = n
+    if shares[2] > 0:
+        test_from = _nearest(edges[cuts - 1 :], n * (1 - shares[2]))
+    if shares[1] > 0:
+        valid_from = _nearest(edges[edges < test_from], test_from - n * shares[1])
+    else:
+        valid_from = test_from
+    parts = np.zeros(n, dtype=np.int8)
+    parts[order[valid_from:test_from]] = 1
+    parts[order[test_from:]] = 2
+    starts = {"validation": (shares[1], valid_from), "test": (shares[2], test_from)}
+    begins = [f"{name} from {ordered[start]}" for name, (share, start) in starts.items() if share > 0]
+    return parts, f"by time: {', '.join(begins)}" if begins else "by time"
+
+
+def _nearest(edges: np.ndarray, wanted: float) -> int:
+    return int(edges[np.abs(edges - wanted).argmin()])
