@@ -1,0 +1,324 @@
+"""Source -> examples that are split, fitted and encoded: the first half of the way, the same for training and evaluation.
+
+In: a source as the user wrote it, and what he asked for. Out: `Data`: the domain and the target chosen (with the reason),
+encoded examples, and which of them are for training, validation and test. Called by training and by `Run`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader
+
+from lamina import checks, names, splits
+from lamina.batches import keeping_generators, unpack
+from lamina.domains.base import Domain, Encoded
+from lamina.errors import DataError, UsageError
+from lamina.recipe import Recipe, share
+from lamina.sources import Examples, Source
+from lamina.targets.base import Target
+
+PARTS = ("train", "valid", "test")
+_NUMBER_LOSSES = ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "PoissonNLLLoss", "GaussianNLLLoss")
+_CLASS_LOSSES = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")
+
+
+@dataclass
+class Data:
+    """Examples ready for the loader. `parts` maps train, valid, test to (examples, rows of them or None for all)."""
+
+    source: Source
+    domain: Domain
+    target: Target
+    why: dict[str, str]  # how domain and task were found
+    parts: dict[str, tuple[Encoded, np.ndarray | None]]
+    split: splits.Split | None = None  # rows of the pooled table; None where parts are separate
+    findings: list[checks.Finding] = field(default_factory=list)
+
+    def rows(self, part: str) -> np.ndarray | None:
+        return self.parts[part][1]
+
+    def size(self, part: str) -> int | None:
+        """Examples in a part, where it can be known."""
+        if part not in self.parts:
+            return 0
+        encoded, rows = self.parts[part]
+        if rows is not None:
+            return len(rows)
+        try:
+            inputs = encoded.inputs
+            if isinstance(inputs, DataLoader):
+                return len(inputs.dataset)  # type: ignore[arg-type]
+            return len(inputs[0]) if isinstance(inputs, tuple) else len(inputs)
+        except TypeError:
+            return None
+
+    def truth(self, part: str) -> Tensor | None:
+        """Encoded answers of a part, where they are columns."""
+        encoded, rows = self.parts[part]
+        if encoded.truth is None:
+            return None
+        return encoded.truth if rows is None else encoded.truth[torch.from_numpy(rows)]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the encoded columns, the answers and the classes: another hash, other data."""
+        digest = hashlib.sha256(repr(self.target.state()).encode())
+        for part in PARTS:
+            if part not in self.parts:
+                continue
+            encoded, rows = self.parts[part]
+            columns = encoded.inputs if isinstance(encoded.inputs, tuple) else ()
+            if part == "train" or rows is None:  # parts of one table share its columns
+                for column in (*columns, *(() if encoded.truth is None else (encoded.truth,))):
+                    digest.update(str((tuple(column.shape), column.dtype)).encode())
+                    digest.update(np.ascontiguousarray(column.numpy()).data)
+            digest.update(b"" if rows is None else rows.tobytes())
+            digest.update(f"{part} {self.size(part)}".encode())
+        return digest.hexdigest()
+
+
+def truths(dataset: Any) -> np.ndarray:
+    """All answers of a Dataset: from its `targets` or `labels` where it lists them, else by reading every item once."""
+    for name in ("targets", "labels"):
+        column = getattr(dataset, name, None)
+        if column is not None and hasattr(column, "__len__") and len(column) == len(dataset):
+            return column.numpy() if isinstance(column, Tensor) else np.asarray(column)
+    if isinstance(dataset, ConcatDataset):
+        return np.concatenate([truths(part) for part in dataset.datasets])
+    with keeping_generators():
+        found = []
+        for k in range(len(dataset)):
+            _, truth = unpack(dataset[k])
+            if truth is None:
+                raise DataError(f"Item {k} of the Dataset has no answer.", expected="(input, answer)")
+            found.append(np.asarray(truth))
+    return np.stack(found)
+
+
+def _truths_of_batches(batches: Any, most: int = 200_000) -> np.ndarray:
+    """Answers of a loader or a stream, by walking it once (up to `most` examples)."""
+    found, count = [], 0
+    with keeping_generators():
+        for item in batches:
+            truth = np.asarray(unpack(item)[1])
+            found.append(truth)
+            count += len(truth)
+            if count >= most:
+                break
+    if not found:
+        raise DataError("The loader gave no batch.", expected="at least one batch of (x, y)")
+    return np.concatenate(found)
+
+
+def build(room: str, asked: Any, attribute: str) -> Any:
+    """A domain or target from a name, FILE.py:CLASS, a class, or an object as it is."""
+    if isinstance(asked, str):
+        asked = names.own(asked) if names.is_own(asked) else getattr(names.module(room, asked), attribute)
+    return asked() if isinstance(asked, type) else asked
+
+
+def choose_domain(examples: Examples, asked: Any, *, own_net: bool) -> tuple[Domain, str]:
+    if asked is not None:
+        return build("domains", asked, "DOMAIN"), "yours"
+    candidates = [names.module("domains", name).DOMAIN for name in names.known("domains")]
+    if own_net and examples.kind == "arrays":  # what a user's own net is given has the shape he gave it
+        candidates = [kind for kind in candidates if kind.name == "arrays"]
+    _, reason, kind = max(((*kind.sniff(examples), kind) for kind in candidates), key=lambda found: found[0])
+    return kind(), reason
+
+
+def choose_target(
+    truth: np.ndarray | None, asked: Any, loss: Any, *, known: list[str] | None, name: str
+) -> tuple[Target, str]:
+    if asked is not None:
+        return build("targets", asked, "TARGET"), "yours"
+    if truth is None:
+        raise DataError(f"{name} has no answers to learn from.", expected="(inputs, answers): give the labels too")
+    title = type(loss).__name__
+    if title in _NUMBER_LOSSES:
+        return names.module("targets", "numbers").TARGET(), f"the loss is {title}"
+    if title in _CLASS_LOSSES:
+        return names.module("targets", "classes").TARGET(), f"the loss is {title}"
+    if known:
+        return names.module("targets", "classes").TARGET(), f"the source names {len(known)} classes"
+    if title in ("BCEWithLogitsLoss", "BCELoss") and np.ndim(truth) == 1 and set(np.unique(truth)) <= {0, 1}:
+        return names.module("targets", "classes").TARGET(), f"the loss is {title} and the answers are 0 and 1"
+    kinds = [names.module("targets", name).TARGET for name in names.known("targets")]
+    sure, reason, kind = max(((*kind.sniff(truth), kind) for kind in kinds), key=lambda found: found[0])
+    if sure == 0.0:
+        raise DataError(
+            f"These answers ({np.asarray(truth).dtype}, shape {np.shape(truth)}) are of no kind that is known here.",
+            expected=f"{', '.join(names.known('targets'))}",
+            fix="name it: task='classes'",
+        )
+    return kind(), reason
+
+
+def load(
+    recipe: Recipe,
+    source: Source,
+    *,
+    domain: Any = None,
+    target: Any = None,
+    loss: Any = None,
+    own_net: bool = False,
+    resolve: Any = None,
+    split: splits.Split | None = None,
+    fitted: tuple[Domain, Target] | None = None,
+) -> tuple[Data, Recipe]:
+    """Choose, split, check, fit and encode.
+
+    resolve(domain, target, n_train_estimate) -> Recipe with every setting filled; called once kind and size are known.
+    split, fitted: those of an earlier run, used instead of drawing and learning them again.
+    """
+    examples = source.train
+    why: dict[str, str] = {}
+    truth = answers(examples)
+    if fitted is not None:
+        kind, answer = fitted
+    else:
+        kind, why["domain"] = choose_domain(examples, domain if domain is not None else recipe.domain, own_net=own_net)
+        answer, why["task"] = choose_target(
+            truth, target if target is not None else recipe.task, loss, known=examples.labels, name=source.name
+        )
+    if truth is None and answer.needs_truth:
+        raise DataError(
+            f"{source.name} has no answers to learn from.", expected="(inputs, answers): give the labels too"
+        )
+    if (
+        truth is not None
+        and truth.dtype.kind == "f"
+        and answer.name == "classes"
+        and type(loss).__name__.startswith("BCE")
+    ):
+        truth = truth.astype(np.int64)  # 0.0 and 1.0, as binary losses are given them
+    recipe = resolve(kind, answer, _count(examples)) if resolve is not None else recipe
+    if examples.kind in ("loader", "stream"):
+        return _separate(source, kind, answer, why, truth, loss, own_net, fitted is None), recipe
+
+    inputs, truth, given, n = _pool(source, truth)
+    if split is None:
+        split = _split(recipe, source, truth, answer, given)
+    if max((int(rows.max()) for rows in (split.train, split.valid, split.test) if len(rows)), default=-1) >= n:
+        raise DataError(f"The stored split speaks of more than the {n} examples there are.",
+                        fix="give the data the run was trained on")  # fmt: skip
+    findings: list[checks.Finding] = []
+    if truth is not None and answer.name in names.known("targets") and kind.name in names.known("domains"):
+        pooled = Examples(inputs, truth, kind=examples.kind, names=examples.names, labels=examples.labels)
+        findings = checks.check(Source(source.name, pooled), task=answer.name, split=split)  # type: ignore[arg-type]
+        checks.raise_errors(findings)
+    if fitted is None:
+        kind.fit(inputs, split.train)
+        if truth is not None:
+            answer.fit(truth[split.train], own_net=own_net, **({"names": examples.labels} if examples.labels else {}))
+        answer.adopt(loss)
+        if hasattr(kind, "features"):
+            kind.features = examples.names
+    column = None if truth is None else answer.encode(truth)
+    if isinstance(inputs, tuple):
+        encoded = Encoded(kind.encode(inputs), column)
+    else:
+        encoded = Encoded(inputs, None, encode_truth=answer.encode)
+    parts = {part: (encoded, getattr(split, part)) for part in PARTS if len(getattr(split, part))}
+    return Data(source, kind, answer, why, parts, split, findings), recipe
+
+
+def answers(examples: Examples) -> np.ndarray | None:
+    """The answers of some examples as one array, wherever they are kept; None where there are none."""
+    if examples.truth is not None:
+        truth = examples.truth
+        return truth.detach().cpu().numpy() if isinstance(truth, Tensor) else np.asarray(truth)
+    if examples.kind == "dataset":
+        return truths(examples.inputs)
+    if examples.kind == "loader":
+        dataset = examples.inputs.dataset  # type: ignore[union-attr]
+        return truths(dataset) if hasattr(dataset, "__getitem__") else _truths_of_batches(examples.inputs)
+    if examples.kind == "stream":
+        return _truths_of_batches(DataLoader(examples.inputs, batch_size=256))  # type: ignore[arg-type]
+    return None
+
+
+def _count(examples: Examples) -> int | None:
+    if isinstance(examples.inputs, tuple):
+        return len(examples.inputs[0])
+    try:
+        held = examples.inputs.dataset if isinstance(examples.inputs, DataLoader) else examples.inputs
+        return len(held)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _pool(source: Source, truth: np.ndarray | None) -> tuple[Any, np.ndarray | None, dict[str, np.ndarray], int]:
+    """Given parts put together into one table: inputs, answers, the rows of each part, and how many there are."""
+    parts = [(name, getattr(source, name)) for name in PARTS if getattr(source, name) is not None]
+    columns = [truth] + [answers(part) for _, part in parts[1:]]
+    for (name, _), column in zip(parts, columns, strict=True):
+        if (column is None) != (truth is None):
+            raise DataError(f"The {name} data have no answers.", expected="(inputs, answers)")
+    ends = np.cumsum([0, *(_count(part) for _, part in parts)])
+    given = {name: np.arange(ends[k], ends[k + 1]) for k, (name, _) in enumerate(parts)}
+    if len(parts) == 1:
+        return parts[0][1].inputs, truth, given, int(ends[-1])
+    together = None if truth is None else np.concatenate([column for column in columns if column is not None])
+    if isinstance(parts[0][1].inputs, tuple):
+        tables = zip(*(part.inputs for _, part in parts), strict=True)
+        inputs: Any = tuple(np.concatenate([np.asarray(table) for table in column]) for column in tables)
+    else:
+        inputs = ConcatDataset([part.inputs for _, part in parts])
+    return inputs, together, given, int(ends[-1])
+
+
+def _split(
+    recipe: Recipe, source: Source, truth: np.ndarray | None, target: Target, given: dict[str, np.ndarray]
+) -> splits.Split:
+    """Given parts stay as they are; shares are drawn from the training data."""
+    pool = given["train"]
+    drawn = splits.split(
+        len(pool),
+        truth=truth[: len(pool)] if truth is not None and target.name == "classes" else None,
+        valid=0.0 if "valid" in given else share(recipe.valid) or 0.0,
+        test=0.0 if "test" in given else share(recipe.test) or 0.0,
+        how=recipe.split or "auto",
+        groups=source.train.groups,
+        times=source.train.times,
+        seed=recipe.seed or 0,
+    )
+    return splits.Split(
+        pool[drawn.train], given.get("valid", pool[drawn.valid]), given.get("test", pool[drawn.test]), drawn.how
+    )
+
+
+def _separate(
+    source: Source,
+    kind: Domain,
+    answer: Target,
+    why: dict[str, str],
+    truth: Any,
+    loss: Any,
+    own_net: bool,
+    fit: bool,
+) -> Data:
+    """Loaders and streams are taken as they are: their parts cannot be drawn, only given."""
+    if fit:
+        answer.fit(truth, own_net=own_net)
+        answer.adopt(loss)
+    if not own_net:
+        raise UsageError(
+            f"{source.name} cannot be measured before training, so a net cannot be fitted to it.",
+            expected="an own net with a loader or stream of your own",
+            fix="pass net=..., or give arrays or a map-style Dataset",
+        )
+    parts: dict[str, tuple[Encoded, np.ndarray | None]] = {}
+    for part in PARTS:
+        examples = getattr(source, part)
+        if examples is not None:
+            columns = isinstance(examples.inputs, tuple)
+            inputs = kind.encode(examples.inputs) if columns else examples.inputs
+            column = answer.encode(examples.truth) if columns else None
+            parts[part] = (Encoded(inputs, column, None if columns else answer.encode), None)
+    return Data(source, kind, answer, why, parts)

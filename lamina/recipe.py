@@ -1,0 +1,351 @@
+"""What you asked for, and what that means for these data.
+
+In: flags, keyword arguments or a TOML file. Out: a validated `Recipe`; with the facts of the data and the net, a resolved
+one in which every setting has a value and an origin: yours, default, or inferred with its reason. All mistakes are
+reported at once, with near misses. The field list is the command line, the file and the documentation.
+
+A user's own net gets exactly what was asked. Settings with opinions (schedule, decay, augmentation, averaging, a
+validation split) are for our own nets, and each carries its reason. No torch here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from lamina.errors import UsageError, near
+
+Origin = tuple[str, str]  # ("yours" | "default" | "inferred", reason)
+
+
+def _seconds(text: str | float) -> float:
+    """'90', '90s', '3m', '1.5h' -> seconds."""
+    if isinstance(text, (int, float)):
+        return float(text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|m|min|h)?\s*", text)
+    if not match:
+        raise ValueError(f"{text!r} is not a time; write 90s, 3m or 1.5h")
+    return float(match[1]) * {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, None: 1}[match[2]]
+
+
+def every(text: str) -> tuple[str, float]:
+    """'25steps', '2m', '1epoch' -> ("steps" | "seconds" | "epochs", amount)."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?)\s*", text)
+    if match:
+        unit = "steps" if match[2].startswith("step") else "epochs"
+        if float(match[1]) < 1 or float(match[1]) != int(float(match[1])):
+            raise ValueError(f"{text!r}: a whole number of {unit}, 1 or more")
+        return unit, int(float(match[1]))
+    try:
+        return "seconds", _seconds(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an interval; write 25steps, 2m, 30s or 1epoch") from None
+
+
+class Recipe(BaseModel):
+    """Every setting of a training. None means: not asked for, to be resolved."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=False)
+
+    # data
+    source: str | None = Field(None, description="Where the examples come from: a file, a folder or a name.")
+    data_dir: str | None = Field(None, description="Where named data sets such as mnist lie.")
+    domain: str | None = Field(None, description="Kind of input: arrays, image, or FILE.py:CLASS.")
+    task: str | None = Field(None, description="Kind of answer: classes, numbers, tags, or FILE.py:CLASS.")
+    valid: str | None = Field(None, description="Validation data: a source, or a share such as 0.1; 0 for none.")
+    test: str | None = Field(None, description="Test data: a source, or a share such as 0.2; 0 for none.")
+    split: Literal["auto", "random", "stratified", "grouped", "time"] | None = Field(
+        None, description="How shares are drawn."
+    )
+    scale: Literal["none", "unit", "standard"] | None = Field(
+        None,
+        description="Inputs: as they are, bytes to 0..1, or mean 0 and deviation 1 (fitted on the training split).",
+    )
+    balance: Literal["none", "over", "under", "weights"] | None = Field(
+        None, description="Unequal classes: repeat small ones, thin out large ones, or weigh the loss."
+    )
+    augment: str | None = Field(None, description="Random changes of pictures: shift=2,flip,rotate=10,...; or none.")
+    mixup: float | None = Field(
+        None, ge=0, description="Mix pairs of examples; alpha of the Beta distribution, 0 for none."
+    )
+    cutmix: float | None = Field(
+        None, ge=0, description="Paste parts of pictures; alpha of the Beta distribution, 0: none."
+    )
+    workers: int | None = Field(None, ge=0, description="Processes that read your own Dataset ahead.")
+    # net
+    net: str | None = Field(None, description="A net by name (mlp, convnet), or your own: FILE.py:CLASS.")
+    net_arg: dict[str, Any] = Field(default_factory=dict, description="Arguments of the net: hidden=256,128.")
+    size: Literal["small", "medium", "large"] | None = Field(None, description="How large our own net is.")
+    init: str | None = Field(None, description="Initial weights: kaiming, xavier, orthogonal, normal, ...; or pytorch.")
+    weights: str | None = Field(None, description="Start from these weights: a .pth or .safetensors file.")
+    # loss
+    loss: str | None = Field(None, description="A loss by name (cross_entropy, focal, ...), or FILE.py:FUNCTION.")
+    loss_arg: dict[str, Any] = Field(default_factory=dict, description="Arguments of the loss: gamma=2.")
+    label_smoothing: float | None = Field(
+        None, ge=0, lt=1, description="Share of certainty given to the other classes."
+    )
+    l1: float | None = Field(None, ge=0, description="Strength of the L1 penalty on weights.")
+    l2: float | None = Field(None, ge=0, description="Strength of the L2 penalty on weights.")
+    # optimiser
+    optimizer: str | None = Field(None, description="sgd, adam, adamw, nadam, radam, rmsprop, adagrad, muon, ...")
+    optimizer_arg: dict[str, Any] = Field(default_factory=dict, description="Arguments of the optimiser: momentum=0.9.")
+    learning_rate: float | Literal["find"] | None = Field(None, description="The peak rate; find: measured first.")
+    rates: dict[str, float] = Field(default_factory=dict, description="Own rates by parameter name: 'features.*=1e-4'.")
+    weight_decay: float | None = Field(
+        None, ge=0, description="Decoupled decay of weights; biases and norms are spared."
+    )
+    batch_size: int | None = Field(None, ge=1, description="Examples a step.")
+    accumulate: int | None = Field(None, ge=1, description="Batches a step, weighted by their counts.")
+    clip_norm: float | None = Field(None, ge=0, description="Largest norm of all gradients together; 0 for none.")
+    clip_value: float | None = Field(None, ge=0, description="Largest absolute gradient; 0 for none.")
+    ema: float | None = Field(
+        None, ge=0, lt=1, description="Decay of an average of the weights, such as 0.999; 0: none."
+    )
+    precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="Arithmetic of forward and backward.")
+    # length
+    schedule: str | None = Field(
+        None, description="constant, one_cycle, cosine, linear, step, exponential, plateau, ..."
+    )
+    schedule_arg: dict[str, Any] = Field(default_factory=dict, description="Arguments of the schedule: gamma=0.5.")
+    warmup: float | None = Field(None, ge=0, description="Steps of warm-up, or a share of all below 1.")
+    epochs: int | None = Field(None, ge=1, description="Passes over the training data.")
+    steps: int | None = Field(None, ge=1, description="Optimiser steps, instead of epochs.")
+    budget: float | None = Field(None, gt=0, description="Time for the whole run: 90s, 3m, 1h; sets the epochs.")
+    early_stopping: int | None = Field(
+        None, ge=0, description="Stop after this many epochs without progress; 0: never."
+    )
+    keep: Literal["best", "last"] | None = Field(None, description="Which weights the run ends with.")
+    # run
+    seed: int | None = Field(None, ge=0, description="Of split, order, initial weights, augmentation and dropout.")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps or auto.")
+    checkpoint_every: str | None = Field(None, description="25steps, 2m, 30s or 1epoch.")
+    baselines: bool | None = Field(None, description="Measure simple models beside the net.")
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget(cls, value: Any) -> Any:
+        return None if value is None else _seconds(value)
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _interval(cls, value: str | None) -> str | None:
+        if value is not None:
+            every(value)
+        return value
+
+    @field_validator("valid", "test", mode="before")
+    @classmethod
+    def _share(cls, value: Any) -> Any:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = f"{value:g}"
+        if isinstance(value, str) and share(value) is not None and not 0 <= float(value) < 1:
+            raise ValueError(f"{value} is not a share of the data; it is at least 0 and below 1")
+        return value
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _augment(cls, value: Any) -> Any:
+        return ",".join(value) if isinstance(value, (list, tuple)) else value
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _rate(cls, value: Any) -> Any:
+        if isinstance(value, float) and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{value} is not a learning rate; it is a number above 0")
+        return value
+
+
+FIELDS = Recipe.model_fields
+MAPPINGS = ("net_arg", "loss_arg", "optimizer_arg", "schedule_arg", "rates")
+
+
+def share(text: str | None) -> float | None:
+    """'0.1' -> 0.1; anything that is not a number -> None."""
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return None
+
+
+def value(text: str) -> Any:
+    """A value on the command line: 3, 0.5, true, none, 64,32 or a word."""
+    low = text.strip().lower()
+    if low in ("true", "false"):
+        return low == "true"
+    if low in ("none", "null"):
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    if "," in text:
+        return [value(part) for part in text.split(",") if part.strip()]
+    return text
+
+
+def make(**settings: Any) -> Recipe:
+    """A recipe from keyword arguments; every mistake in one UsageError."""
+    try:
+        return Recipe(**settings)
+    except ValidationError as error:
+        raise UsageError("\n".join(_mistake(part) for part in error.errors())) from None
+
+
+def _mistake(error: Any) -> str:
+    name = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        return f"There is no setting {name!r}: {near(name, FIELDS)}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{name} = {error['input']!r}: {message[0].lower() + message[1:]}."
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The settings of a TOML file, not yet validated. Empty strings mean: not asked for."""
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    path = Path(path)
+    try:
+        table = tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
+    except FileNotFoundError:
+        beside = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+        raise UsageError(f"There is no recipe {str(path)!r}: {near(path.name, beside)}") from None
+    except (TOMLKitError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from None
+    return {name: entry for name, entry in table.items() if entry != ""}
+
+
+def text(recipe: Recipe, origins: dict[str, Origin]) -> str:
+    """The recipe as TOML, a comment of origin beside each setting. Reading it back gives the same recipe."""
+    import tomlkit
+
+    document = tomlkit.document()
+    document.add(tomlkit.comment("Every setting of this run. Yours: you asked for it. Default: nobody did."))
+    document.add(tomlkit.comment("Inferred: from your data, for the reason given. Use it again: --recipe FILE"))
+    tables: list[tuple[str, Any]] = []
+    for name in FIELDS:
+        entry = getattr(recipe, name)
+        origin, reason = origins.get(name, ("default", ""))
+        if name in MAPPINGS:
+            if entry:
+                tables.append((name, entry))
+            continue
+        if entry is None:
+            continue
+        item = tomlkit.item(entry)
+        item.comment(f"{origin}{': ' + reason if reason else ''}".replace("\n", " "))
+        document.add(name, item)
+    for name, entry in tables:
+        table = tomlkit.table()
+        for key, part in entry.items():
+            table.add(key, part)
+        table.comment(" ".join(part for part in origins.get(name, ("yours", "")) if part))
+        document.add(name, table)
+    return tomlkit.dumps(document)
+
+
+def resolve(
+    recipe: Recipe,
+    *,
+    own_net: bool,
+    net: str,
+    examples: int | None,
+    pictures: tuple[int, int, int] | None,
+    task: str,
+    supervised: bool = True,
+    given_valid: bool = False,
+    given_test: bool = False,
+    bytes_in: bool = False,
+) -> tuple[Recipe, dict[str, Origin]]:
+    """Give every setting a value and an origin.
+
+    examples: in the training split, None where nobody knows; pictures: (channels, height, width) when the inputs are
+    pictures; supervised: False where a domain makes its own batches (a game).
+    """
+    found = recipe.model_copy(deep=True)
+    origins: dict[str, Origin] = {}
+    for name in FIELDS:
+        if getattr(recipe, name) not in (None, {}):
+            origins[name] = ("yours", "")
+
+    def choose(name: str, chosen: Any, reason: str = "", origin: str = "") -> None:
+        if name not in origins:
+            setattr(found, name, chosen)
+            origins[name] = (origin or ("inferred" if reason else "default"), reason)
+
+    if not given_test:
+        choose("test", "0.2" if supervised else "0", "the source has no test split" if supervised else "")
+    plain = own_net or not supervised
+    why_plain = "your own net gets just what you ask for" if own_net else ""
+    choose("seed", 0)
+    choose("device", "auto")
+    choose("split", "auto")
+    choose("balance", "none")
+    choose("workers", 0)
+    choose("accumulate", 1)
+    choose("precision", "fp32")
+    choose("init", "pytorch")
+    choose("clip_value", 0.0)
+    choose("mixup", 0.0)
+    choose("cutmix", 0.0)
+    choose("l1", 0.0)
+    choose("l2", 0.0)
+    choose("checkpoint_every", "30s")
+    choose("baselines", supervised)
+    asks_valid = bool(found.early_stopping) or found.schedule == "plateau" or found.keep == "best"
+    if plain:
+        choose("scale", "unit" if bytes_in else "none", "bytes to 0..1, as ToTensor does" if bytes_in else "")
+        choose("augment", "none", why_plain)
+        choose("optimizer", "adam")
+        choose("learning_rate", 1e-3)
+        choose("weight_decay", 0.0)
+        choose("schedule", "constant", why_plain)
+        choose("warmup", 0.0)
+        choose("batch_size", 64)
+        if found.budget is None and found.steps is None:
+            choose("epochs", 10)
+        choose("label_smoothing", 0.0)
+        choose("ema", 0.0)
+        choose("clip_norm", 0.0)
+        if not given_valid:
+            reason = "early stopping, plateau or keep=best needs it" if asks_valid else why_plain
+            choose("valid", "0.1" if asks_valid else "0", reason)
+        choose("early_stopping", 0)
+        choose("keep", "best" if found.early_stopping else "last", "" if found.early_stopping else why_plain)
+        return found, origins
+
+    n = examples or 10_000
+    small = n < 3_000
+    convnet = pictures is not None and net == "convnet"
+    choose("size", "small" if n < 20_000 or convnet else "medium", f"{n:,} training examples")
+    choose("scale", "standard", "the net sees mean 0 and deviation 1")
+    choose("optimizer", "adamw")
+    choose("batch_size", max(16, min(128, 2 ** round(math.log2(max(n, 2) / 20)))), f"{n:,} training examples")
+    choose("learning_rate", 4e-3 if convnet else 2e-3, f"peak for {net} with one_cycle")
+    choose("schedule", "one_cycle", "up, then down to nothing: good in few epochs")
+    choose("warmup", 0.0)
+    choose("weight_decay", 0.05 if small else 0.02, "against overfitting; biases and norms are spared")
+    steps_an_epoch = max(1, -(-n // (found.batch_size or 64)))
+    wanted = 2_500 if small else 6_000
+    if found.budget is None and found.steps is None:
+        epochs = max(12, min(60, round(wanted / steps_an_epoch)))
+        choose("epochs", epochs, f"about {epochs * steps_an_epoch:,} steps")
+    if pictures is not None:
+        reach = max(1, round(min(pictures[1:]) / 14))
+        augment = f"shift={reach},rotate=10,scale=0.1" if convnet else f"shift={reach if small else 0}"
+        choose("augment", augment if small or convnet else "none", "no mirror: it would turn letters and digits round")
+    else:
+        choose("augment", "none")
+    choose("label_smoothing", 0.05 if task == "classes" and pictures is not None else 0.0)
+    choose("ema", 0.0)
+    choose("clip_norm", 1.0, "one odd batch cannot throw the net off")
+    if not given_valid:
+        choose("valid", "0.1", "to see overfitting while it happens")
+    choose("early_stopping", 0, "the schedule ends by itself")
+    choose("keep", "last", "one_cycle ends at its best" if found.schedule == "one_cycle" else "")
+    return found, origins

@@ -1,0 +1,114 @@
+"""What every target gives: the contract between answers and everything that learns, reports and serves them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass
+class Answers:
+    """What a net's outputs mean to people, row by row."""
+
+    prediction: np.ndarray  # (N,) labels or numbers, (N, D) numbers, (N, K) 0/1 for tags, strings for sequences
+    confidence: np.ndarray | None = None  # (N,) in [0, 1]
+    probabilities: np.ndarray | None = None  # (N, K)
+
+    def __len__(self) -> int:
+        return len(self.prediction)
+
+    def __getitem__(self, rows: Any) -> Answers:
+        def cut(part: np.ndarray | None) -> Any:
+            return None if part is None else part[rows]
+
+        return Answers(cut(self.prediction), cut(self.confidence), cut(self.probabilities))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A score: how to compute it from (truth, answers), and how to put an interval round it."""
+
+    name: str
+    compute: Callable[[np.ndarray, Answers], float]
+    better: str = "higher"  # or "lower"
+    each: Callable[[np.ndarray, Answers], np.ndarray] | None = None  # values whose mean is the score
+    finish: Callable[[np.ndarray], np.ndarray] | None = None  # applied to that mean: sqrt for rmse
+    exact: bool = False  # a share of successes: Clopper-Pearson instead of the bootstrap
+    from_confusion: Callable[[np.ndarray], np.ndarray] | None = None  # (R, K, K) counts -> (R,)
+
+
+@dataclass
+class Target:
+    """A kind of answer. Fields are its options and what it learned; they are its saved JSON."""
+
+    name: ClassVar[str] = ""
+    quick: ClassVar[str] = ""  # the score of every epoch, cheap on the device: "accuracy"
+    quick_better: ClassVar[str] = "higher"
+    labels: list[str] = field(default_factory=list)  # names of the classes, tags or numbers
+    needs_truth: ClassVar[bool] = True  # False: the answers come from acting (the return of a game)
+
+    @classmethod
+    def sniff(cls, truth: Any) -> tuple[float, str]:
+        """How sure (0 to 1) that these answers are of this kind, and why."""
+        return 0.0, "only when asked for"
+
+    def fit(self, truth: Any, *, own_net: bool = False) -> None:
+        """Learn labels or scale from the training answers. A user's own net gets its numbers as they are."""
+
+    def encode(self, truth: Any) -> Tensor:
+        """Answers -> a tensor (N, ...)."""
+        raise NotImplementedError(f"{type(self).__name__} must define encode")
+
+    @property
+    def width(self) -> int:
+        """How many numbers a net must give for an example."""
+        raise NotImplementedError(f"{type(self).__name__} must define width")
+
+    def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """What is minimised when the user names no loss."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss")
+
+    def adopt(self, loss: Any) -> None:
+        """Fit what a user's own loss wants of net and answers."""
+
+    def check(self, output: Any, truth: Tensor, loss: Any) -> None:
+        """Raise a UsageError when a net's output for one batch does not fit the answers."""
+
+    def shape_truth(self, truth: Tensor, output: Tensor) -> Tensor:
+        """The truth in the shape the loss wants beside this output."""
+        return truth
+
+    def decode(self, output: Tensor) -> Answers:
+        """Outputs (N, ...) -> answers for people."""
+        raise NotImplementedError(f"{type(self).__name__} must define decode")
+
+    def tally(self, output: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        """Sums over a batch, on the device, from which `summary` makes the scores of an epoch."""
+        return {}
+
+    def summary(self, sums: dict[str, float], count: int) -> dict[str, float]:
+        return {}
+
+    def people(self, truth: Any) -> np.ndarray:
+        """Encoded answers -> as `decode` writes them."""
+        return np.asarray(truth)
+
+    def measures(self) -> list[Measure]:
+        """The scores of an evaluation; the first is the headline."""
+        raise NotImplementedError(f"{type(self).__name__} must define measures")
+
+    def columns(self, answers: Answers) -> dict[str, Any]:
+        """Answers -> named columns of predictions.csv."""
+        found: dict[str, Any] = {"prediction": answers.prediction}
+        if answers.confidence is not None:
+            found["confidence"] = answers.confidence
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """JSON: enough to build it again with `type(self)(**state)`."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,257 @@
+"""One class of two or many.
+
+In: class numbers, names or booleans (N,). The net gives a logit a class (N, K), or one logit for the second of two
+classes where the loss is a binary one. Out: the label, its probability, and the probabilities of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lamina.errors import DataError, UsageError, rows
+from lamina.targets.base import Answers, Measure, Target
+
+
+@dataclass
+class Classes(Target):
+    name: ClassVar[str] = "classes"
+    quick: ClassVar[str] = "accuracy"
+
+    labels: list[str] = field(default_factory=list)  # class number -> name for people
+    values: list[Any] = field(default_factory=list)  # class number -> the answer as the user gave it
+    single: bool = False  # one logit for two classes, as binary losses want it
+    probabilities: bool = False  # the net itself ends in probabilities (for BCELoss)
+
+    @classmethod
+    def sniff(cls, truth: Any) -> tuple[float, str]:
+        column = np.asarray(truth)
+        if column.ndim == 2 and 1 in column.shape[1:]:
+            column = column[:, 0]
+        if column.ndim != 1:
+            return 0.0, "classes are one answer an example"
+        if column.dtype.kind in "USOb":
+            return 0.95, f"the answers are {'booleans' if column.dtype.kind == 'b' else 'words'}"
+        if column.dtype.kind in "iu":
+            distinct = len(np.unique(column))
+            if distinct <= max(20, len(column) // 20):
+                return 0.9, f"the answers are {distinct} different whole numbers"
+            return 0.2, f"{distinct} different whole numbers in {len(column)} answers"
+        return 0.0, "the answers are fractional numbers"
+
+    def fit(self, truth: Any, *, own_net: bool = False, names: list[str] | None = None) -> None:
+        column = self._column(truth)
+        distinct = np.unique(column)
+        if names:
+            self.values, self.labels = list(range(len(names))), list(names)
+        elif column.dtype.kind in "iu" and (own_net or np.array_equal(distinct, np.arange(len(distinct)))):
+            if distinct.max() > max(1000, 20 * len(distinct)):
+                raise DataError(
+                    f"The labels go up to {distinct.max()} but only {len(distinct)} different ones occur.",
+                    expected="class numbers 0 to K-1, or names",
+                    fix="number the classes: numpy.unique(y, return_inverse=True)[1]",
+                )
+            self.values = list(range(int(distinct.max()) + 1))
+            self.labels = [str(value) for value in self.values]
+        else:
+            self.values, self.labels = distinct.tolist(), [str(value) for value in distinct.tolist()]
+        if len(distinct) < 2:
+            raise DataError(
+                f"All training examples are of one class, {str(distinct[0])!r}.",
+                expected="two classes or more",
+                fix="check the labels, or give examples of another class",
+            )
+
+    @staticmethod
+    def _column(truth: Any) -> np.ndarray:
+        column = truth.detach().cpu().numpy() if isinstance(truth, Tensor) else np.asarray(truth)
+        if column.ndim == 2 and column.shape[1] == 1:
+            column = column[:, 0]
+        if column.ndim != 1:
+            raise DataError(
+                f"The labels have shape {tuple(column.shape)}.",
+                expected="one label an example, (N,)",
+                fix="for one-hot labels give y.argmax(1); for several labels at once use task='tags'",
+            )
+        if column.dtype.kind == "f":
+            bad = np.flatnonzero(~np.isfinite(column))
+            if len(bad):
+                raise DataError(f"{len(bad)} labels are missing (NaN or infinite): {rows(bad)}.", fix="leave these out")
+            raise DataError(
+                f"The labels are fractional numbers ({column.dtype}), such as {column[0]}.",
+                expected="class numbers (whole) or names",
+                fix="y.astype(int) if they are class numbers; task='numbers' if they are measurements",
+            )
+        if column.dtype.kind == "O":
+            bad = np.array([k for k, value in enumerate(column) if value is None or value != value or value == ""])
+            if len(bad):
+                raise DataError(f"{len(bad)} labels are missing: {rows(bad)}.", fix="leave these examples out")
+            column = column.astype(str)
+        if column.dtype.kind in "iu" and len(column) and column.min() < 0:
+            bad = np.flatnonzero(column < 0)
+            raise DataError(
+                f"{len(bad)} labels are negative, such as {column[bad[0]]}: {rows(bad)}.",
+                expected="class numbers 0 to K-1",
+                fix="leave these examples out, or number the classes from 0",
+            )
+        return column
+
+    def encode(self, truth: Any) -> Tensor:
+        column = self._column(truth)
+        values = np.asarray(self.values)
+        if values.dtype.kind in "iu" and column.dtype.kind in "iu" and np.array_equal(values, np.arange(len(values))):
+            numbers, unknown = column.astype(np.int64), np.flatnonzero(column >= len(values))
+        else:
+            if column.dtype.kind != values.dtype.kind:
+                column, values = column.astype(str), values.astype(str)
+            order = np.argsort(values, kind="stable")
+            places = np.clip(np.searchsorted(values[order], column), 0, len(values) - 1)
+            numbers = order[places].astype(np.int64)
+            unknown = np.flatnonzero(values[numbers] != column)
+        if len(unknown):
+            raise DataError(
+                f"{len(unknown)} labels are not among the {len(values)} classes of training, such as "
+                f"{str(column[unknown[0]])!r}: {rows(unknown)}.",
+                expected=f"one of {', '.join(self.labels[:12])}{' ...' if len(self.labels) > 12 else ''}",
+                fix="leave these examples out, or train again with examples of these classes",
+            )
+        encoded = torch.from_numpy(np.ascontiguousarray(numbers))
+        return encoded.float() if self.single else encoded
+
+    @property
+    def width(self) -> int:
+        return 1 if self.single else len(self.labels)
+
+    def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return nn.BCEWithLogitsLoss() if self.single else nn.CrossEntropyLoss()
+
+    def adopt(self, loss: Any) -> None:
+        """Fit what a user's own loss wants: the binary losses take one output for two classes."""
+        if isinstance(loss, (nn.BCEWithLogitsLoss, nn.BCELoss, nn.SoftMarginLoss, nn.HingeEmbeddingLoss)):
+            if len(self.labels) != 2:
+                raise UsageError(
+                    f"{type(loss).__name__} is for two classes, and there are {len(self.labels)}.",
+                    fix="nn.CrossEntropyLoss()",
+                )
+            self.single = True
+            self.probabilities = isinstance(loss, nn.BCELoss)
+
+    def check(self, output: Any, truth: Tensor, loss: Any) -> None:
+        shape, count = tuple(output.shape), len(truth)
+        if self.single:
+            if output.numel() != count:
+                raise UsageError(
+                    f"Your net returned {shape} but {type(loss).__name__} for two classes wants one number an example.",
+                    expected=f"({count}, 1) or ({count},)",
+                )
+        elif output.ndim != 2 or shape[0] != count:
+            raise UsageError(
+                f"Your net returned {shape} for a batch of {count} examples.",
+                expected=f"({count}, {len(self.labels)}): a number for each of the {len(self.labels)} classes",
+            )
+        elif shape[1] < len(self.labels):
+            raise UsageError(
+                f"Your net returned {shape} but there are {len(self.labels)} classes.",
+                expected=f"({count}, {len(self.labels)})",
+                fix=f"give the last layer {len(self.labels)} outputs",
+            )
+        elif shape[1] > len(self.labels):  # a net with room for classes that did not occur
+            extra = range(len(self.labels), shape[1])
+            if self.values == list(range(len(self.values))) and self.labels == [str(v) for v in self.values]:
+                self.values += list(extra)
+                self.labels += [str(k) for k in extra]
+            else:
+                raise UsageError(
+                    f"Your net returned {shape} but there are {len(self.labels)} classes: {', '.join(self.labels[:12])}.",
+                    expected=f"({count}, {len(self.labels)})",
+                )
+
+    def shape_truth(self, truth: Tensor, output: Tensor) -> Tensor:
+        """Truth in the shape a binary loss wants: that of the output."""
+        return truth.reshape(output.shape) if self.single and truth.shape != output.shape else truth
+
+    def decode(self, output: Tensor) -> Answers:
+        output = output.detach().float().cpu()
+        if self.single:
+            second = output.reshape(-1)
+            second = second if self.probabilities else torch.sigmoid(second)
+            probabilities = torch.stack([1 - second, second], 1)
+        else:
+            probabilities = torch.softmax(output.double(), 1).float()
+        best = probabilities.argmax(1).numpy()
+        table = probabilities.numpy()
+        return Answers(np.asarray(self.labels)[best], table[np.arange(len(best)), best], table)
+
+    def tally(self, output: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        if self.single:
+            guess = (output.reshape(-1) > (0.5 if self.probabilities else 0.0)).to(truth.dtype)
+            return {"correct": (guess == truth.reshape(-1)).sum()}
+        return {"correct": (output.argmax(1) == truth).sum()}
+
+    def summary(self, sums: dict[str, float], count: int) -> dict[str, float]:
+        return {"accuracy": sums["correct"] / count}
+
+    def people(self, truth: Any) -> np.ndarray:
+        """Encoded answers -> labels, as `decode` writes them."""
+        return np.asarray(self.labels)[np.asarray(truth).astype(int).reshape(-1)]
+
+    def measures(self) -> list[Measure]:
+        labels = np.asarray(self.labels)
+        place = {label: k for k, label in enumerate(self.labels)}
+
+        def hits(truth: np.ndarray, answers: Answers) -> np.ndarray:
+            return (truth == answers.prediction).astype(float)
+
+        def surprise(truth: np.ndarray, answers: Answers) -> np.ndarray:
+            assert answers.probabilities is not None
+            numbers = np.array([place[label] for label in truth])
+            return -np.log(np.clip(answers.probabilities[np.arange(len(numbers)), numbers], 1e-15, 1.0))
+
+        def f1(truth: np.ndarray, answers: Answers) -> float:
+            from sklearn.metrics import f1_score
+
+            return float(f1_score(truth, answers.prediction, average="macro", zero_division=0, labels=np.unique(truth)))
+
+        def balanced(truth: np.ndarray, answers: Answers) -> float:
+            from sklearn.metrics import recall_score
+
+            return float(
+                recall_score(truth, answers.prediction, average="macro", zero_division=0, labels=np.unique(truth))
+            )
+
+        def f1_of_counts(counts: np.ndarray) -> np.ndarray:
+            right = np.einsum("rkk->rk", counts)
+            present = counts.sum(2) > 0
+            each = 2 * right / np.maximum(counts.sum(1) + counts.sum(2), 1)
+            return (each * present).sum(1) / np.maximum(present.sum(1), 1)
+
+        def balanced_of_counts(counts: np.ndarray) -> np.ndarray:
+            right, support = np.einsum("rkk->rk", counts), counts.sum(2)
+            return (right / np.maximum(support, 1)).sum(1) / np.maximum((support > 0).sum(1), 1)
+
+        found = [
+            Measure("accuracy", lambda t, a: float(hits(t, a).mean()), each=hits, exact=True),
+            Measure("f1", f1, from_confusion=f1_of_counts),
+            Measure("balanced_accuracy", balanced, from_confusion=balanced_of_counts),
+            Measure("log_loss", lambda t, a: float(surprise(t, a).mean()), better="lower", each=surprise),
+        ]
+        if len(labels) == 2:
+
+            def auc(truth: np.ndarray, answers: Answers) -> float:
+                from sklearn.metrics import roc_auc_score
+
+                assert answers.probabilities is not None
+                if len(np.unique(truth)) < 2:
+                    return float("nan")
+                return float(roc_auc_score(truth == labels[1], answers.probabilities[:, 1]))
+
+            found.append(Measure("roc_auc", auc))
+        return found
+
+
+TARGET = Classes
