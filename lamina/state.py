@@ -1,0 +1,222 @@
+"""All that a resumed run needs, in one explicit object.
+
+In: the objects of a training. Out: a checkpoint directory without pickle (`weights.safetensors`, `state.safetensors`,
+`state.json`, a manifest with the SHA-256 of each), and back. Written by `files.commit`; "latest" is a scan for the newest
+that verifies, so there is no pointer that could be wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lamina import files
+from lamina.batches import generators, set_generators
+from lamina.errors import Diverged, LaminaError, RunError
+from lamina.weights import load_exactly
+
+
+@dataclass
+class TrainState:
+    """What the engine changes while it learns, and the place it has reached.
+
+    `parts` are further objects with `state_dict`/`load_state_dict` (watchers, the story's history) by name.
+    """
+
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    batches: Any = None
+    schedule: Any = None
+    scaler: Any = None
+    ema: Any = None
+    parts: dict[str, Any] = field(default_factory=dict)
+    epoch: int = 0  # the cursor: the next batch is `batch` of `epoch`
+    batch: int = 0
+    step: int = 0  # optimiser steps done
+    examples: int = 0  # seen so far
+    loss_sum: Tensor | None = None  # of this epoch, on the device
+    loss_count: int = 0
+    seconds: float = 0.0  # of learning, before this process
+
+    def tree(self) -> dict[str, Any]:
+        """Everything but the weights."""
+        found: dict[str, Any] = {
+            "cursor": {
+                "epoch": self.epoch, "batch": self.batch, "step": self.step, "examples": self.examples,
+                "loss_count": self.loss_count, "seconds": self.seconds,
+            },
+            "loss_sum": self.loss_sum,
+            "optimizer": self.optimizer.state_dict(),
+            "generators": _all_generators(),
+            "training": {name: module.training for name, module in self.net.named_modules()},
+        }  # fmt: skip
+        for name in ("batches", "schedule", "scaler", "ema"):
+            part = getattr(self, name)
+            if part is not None and hasattr(part, "state_dict"):
+                found[name] = part.state_dict()
+        found["parts"] = {name: part.state_dict() for name, part in self.parts.items()}
+        return found
+
+    def load(self, weights: dict[str, Tensor], tree: dict[str, Any]) -> None:
+        """Put everything back as it was."""
+        load_exactly(self.net, weights)
+        cursor = tree["cursor"]
+        self.epoch, self.batch, self.step = cursor["epoch"], cursor["batch"], cursor["step"]
+        self.examples, self.loss_count, self.seconds = cursor["examples"], cursor["loss_count"], cursor["seconds"]
+        device = next(self.net.parameters()).device
+        self.loss_sum = None if tree["loss_sum"] is None else tree["loss_sum"].to(device)
+        self.optimizer.load_state_dict(tree["optimizer"])
+        for name in ("batches", "schedule", "scaler", "ema"):
+            part = getattr(self, name)
+            if part is not None and name in tree:
+                part.load_state_dict(tree[name])
+        for name, part in self.parts.items():
+            if name in tree["parts"]:
+                part.load_state_dict(tree["parts"][name])
+        for name, module in self.net.named_modules():
+            module.training = tree["training"].get(name, module.training)
+        _set_all_generators(tree["generators"])
+
+
+def _all_generators() -> dict[str, Any]:
+    found = generators()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        found["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        found["mps"] = torch.mps.get_rng_state()
+    return found
+
+
+def _set_all_generators(state: dict[str, Any]) -> None:
+    set_generators(state)
+    if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+
+
+def pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
+    """A nest of dicts, lists, tuples, tensors, arrays and plain values -> (tensors by name, JSON)."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(node: Any, place: str) -> Any:
+        if isinstance(node, Tensor):
+            tensors[place] = node.detach().cpu().clone().contiguous()
+            return {"$tensor": place}
+        if isinstance(node, np.ndarray):
+            tensors[place] = torch.from_numpy(node.copy())
+            return {"$array": place}
+        if isinstance(node, np.generic):
+            return node.item()
+        if isinstance(node, dict):
+            if all(isinstance(key, str) and not key.startswith("$") for key in node):
+                return {key: walk(part, f"{place}.{key}") for key, part in node.items()}
+            return {"$dict": [[walk(key, ""), walk(part, f"{place}.{key}")] for key, part in node.items()]}
+        if isinstance(node, tuple):
+            return {"$tuple": [walk(part, f"{place}.{k}") for k, part in enumerate(node)]}
+        if isinstance(node, list):
+            return [walk(part, f"{place}.{k}") for k, part in enumerate(node)]
+        if isinstance(node, float) and node != node:
+            return {"$float": "nan"}
+        if isinstance(node, float) and node in (float("inf"), float("-inf")):
+            return {"$float": str(node)}
+        if node is None or isinstance(node, (bool, int, float, str)):
+            return node
+        raise RunError(
+            f"The state at {place!r} holds a {type(node).__name__}, which cannot be saved without pickle.",
+            expected="tensors, arrays, numbers, strings, lists, tuples and dicts of those",
+        )
+
+    return tensors, walk(tree, "state")
+
+
+def unpack(tensors: dict[str, Tensor], node: Any) -> Any:
+    """The inverse of `pack`."""
+    if isinstance(node, list):
+        return [unpack(tensors, part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    if "$tensor" in node:
+        return tensors[node["$tensor"]]
+    if "$array" in node:
+        return tensors[node["$array"]].numpy()
+    if "$tuple" in node:
+        return tuple(unpack(tensors, part) for part in node["$tuple"])
+    if "$dict" in node:
+        return {unpack(tensors, key): unpack(tensors, part) for key, part in node["$dict"]}
+    if "$float" in node:
+        return float(node["$float"])
+    return {key: unpack(tensors, part) for key, part in node.items()}
+
+
+def save(path: str | Path, state: TrainState, about: dict[str, Any]) -> None:
+    """A checkpoint of a training. Weights that are not finite are never written: Diverged."""
+    from safetensors.torch import save as to_bytes
+
+    weights = {name: value.detach().cpu().clone().contiguous() for name, value in state.net.state_dict().items()}
+    bad = [name for name, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if bad:
+        raise Diverged(
+            f"After step {state.step} the weights are not finite: {', '.join(bad[:4])}. They were not saved.",
+            fix="lower the learning rate or clip gradients (--clip-norm 1); the last good checkpoint is kept",
+        )
+    tensors, tree = pack(state.tree())
+    files.commit(
+        path,
+        {
+            "weights.safetensors": to_bytes(weights),
+            "state.safetensors": to_bytes(tensors),
+            "state.json": json.dumps(tree, sort_keys=True).encode(),
+        },
+        {"step": state.step, "epoch": state.epoch, "batch": state.batch, **about},
+    )
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """(weights, tree, manifest) of a checkpoint that verifies."""
+    from safetensors.torch import load as from_bytes
+
+    manifest, data = files.verify(path)
+    try:
+        tree = unpack(from_bytes(data["state.safetensors"]), json.loads(data["state.json"]))
+        return from_bytes(data["weights.safetensors"]), tree, manifest
+    except KeyError as error:
+        raise RunError(f"{path} lacks {error}.", expected="a checkpoint as Lamina writes it") from error
+
+
+def listing(folder: str | Path) -> list[Path]:
+    """Checkpoints of a run, newest first, unverified."""
+    found = [p for p in Path(folder).glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
+    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def newest(folder: str | Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that verifies; damaged ones are named on the way."""
+    for path in listing(folder):
+        try:
+            files.verify(path)
+            return path
+        except LaminaError as error:
+            warn(f"checkpoint {path.name} is passed over: {error.what}")
+    return None
+
+
+def prune(folder: str | Path, keep: int = 2) -> None:
+    """Delete old checkpoints, after re-reading the newer ones: never fewer than `keep` that verify."""
+    good = 0
+    for path in listing(folder):
+        if good >= keep:
+            files.remove(path)
+            continue
+        try:
+            files.verify(path)
+            good += 1
+        except RunError:
+            continue
