@@ -45,12 +45,15 @@ def baselines(
     labels: Sequence | None = None,
     groups: np.ndarray | None = None,
     split: str = "test",
+    net: Answers | None = None,
 ) -> list[dict]:
     """Score the majority (or the mean) and a linear model on the held-out examples.
 
     x (n, ...) numbers of any type, or None; y (n,) classes, (n,) or (n, D) numbers, (n, K) tags of 0 and 1. `labels`
     orders the columns of the probabilities that the measures see (default: the classes of y_train, sorted). Each entry
     is one of `evaluate.scores` with "name", "trained_on" (rows), "seconds" and, where something was left out, "note".
+    `net`: a net's answers to the same examples; the first measure's entries then have "paired", the comparison of the
+    net (A) with the baseline (B), example by example.
     """
     if task not in ("classes", "numbers", "tags"):
         raise errors.UsageError(f"There is no baseline for {task!r}.", expected="classes, numbers or tags")
@@ -71,6 +74,10 @@ def baselines(
         for entry in evaluate.scores(measures, y_test, answers, split=split, seed=seed, groups=groups, labels=labels):
             notes = "; ".join(filter(None, (note, entry.get("note"))))
             found.append(entry | extra | ({"note": notes} if notes else {}))
+            if net is not None and entry["score"] == measures[0].name:
+                found[-1]["paired"] = evaluate.compare(
+                    y_test, net, answers, measures[0], seed, groups=groups, labels=labels
+                )
 
     start = time.perf_counter()
     constant = _answers(task, _constant(task, y_train, len(y_test), known), known)

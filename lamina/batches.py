@@ -16,6 +16,7 @@ Only a `LoaderBatches` has a state: the generators as they were when its epoch b
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,9 +25,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
-from lamina.errors import DataError, LaminaError, UsageError
+from lamina.errors import DataError, LaminaError, UsageError, rows
 from lamina.keyed import Key, number, permutation
 
 Order = Callable[[int, int], Tensor]  # (seed, epoch) -> positions, int64
@@ -64,12 +65,24 @@ class Walkable(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+_WIDER = {"uint16": np.int32, "uint32": np.int64}  # torch holds these but cannot index them
+
+
 def tensor(column: Any) -> Tensor:
-    """A column as a tensor, without a copy where there need be none."""
+    """A column as a tensor, without a copy where there need be none. DataError for what is no numbers."""
     if isinstance(column, Tensor):
         return column
     column = np.ascontiguousarray(column)
-    return torch.from_numpy(column if column.flags.writeable else column.copy())
+    column = column.astype(_WIDER.get(column.dtype.name, column.dtype.newbyteorder("=")), copy=False)
+    try:
+        return torch.from_numpy(column if column.flags.writeable else column.copy())
+    except TypeError:
+        example = f", such as {column.flat[0]!r}" if column.size else ""
+        raise DataError(
+            f"Values of type {column.dtype}{example}, cannot be put into a tensor.",
+            expected="numbers",
+            fix="for names of classes: numpy.unique(y, return_inverse=True)[1]",
+        ) from None
 
 
 class Batches:
@@ -77,7 +90,7 @@ class Batches:
 
     inputs: a tensor or array (N, ...), or a tuple of them; truth: (N, ...) or None. `indices` picks the rows (a split);
     `order` replaces the keyed permutation (see `balanced`). `augment(inputs, key)` and the module `prepare` run on the
-    device, in this order. The last batch of an epoch is short unless `drop_last`.
+    device, in this order. The last batch of an epoch is short; `drop_last` leaves it out, unless it is the only one.
     """
 
     def __init__(
@@ -106,7 +119,7 @@ class Batches:
                     f"The columns have different lengths: {rows} and {len(column)}.",
                     expected="as many answers as inputs",
                 )
-        self.indices = None if indices is None else tensor(np.asarray(indices, dtype=np.int64))
+        self.indices = None if indices is None else _checked(indices, rows)
         self.rows = rows if self.indices is None else len(self.indices)
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}.", expected="1 or more")
@@ -159,6 +172,20 @@ class Batches:
         pass
 
 
+def _checked(indices: Any, rows: int) -> Tensor:
+    """Row numbers as int64 on the CPU. A mask of booleans would otherwise be read as rows 0 and 1."""
+    column = np.asarray(indices)
+    if column.dtype.kind not in "iu" and column.size:
+        raise UsageError(
+            f"indices holds values of type {column.dtype}.",
+            expected="row numbers",
+            fix="numpy.flatnonzero(mask)" if column.dtype.kind == "b" else "",
+        )
+    if column.size and not 0 <= column.min() <= column.max() < rows:
+        raise UsageError(f"indices goes from {column.min()} to {column.max()}.", expected=f"rows 0 to {rows - 1}")
+    return torch.from_numpy(column.astype(np.int64))
+
+
 def balanced(classes: Any, how: str) -> Order:
     """An order in which every class comes equally often.
 
@@ -190,7 +217,8 @@ def balanced(classes: Any, how: str) -> Order:
 class _Keyed(Dataset):  # type: ignore[type-arg]
     """A user's Dataset whose random transforms draw from generators seeded by (seed, epoch, example).
 
-    Indexed by a whole batch, as `__getitems__` of torch's loaders; the caller's generators are put back afterwards.
+    Indexed by (epoch, rows of a batch); the caller's generators are put back afterwards. What is wrong with the data is
+    given back, not raised: torch's workers would bury it under their own traceback.
     """
 
     def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any]):
@@ -203,18 +231,22 @@ class _Keyed(Dataset):  # type: ignore[type-arg]
         epoch, indices = item
         with keeping_generators():
             try:
-                if hasattr(self.dataset, "__getitems__"):
-                    _seed_generators(number(self.seed, "batch", epoch, indices[0]))
-                    return self.collate(self.dataset.__getitems__(indices))
-                return self.collate([self._one(epoch, index) for index in indices])
-            except LaminaError:
-                raise
-            except RuntimeError as error:  # torch's collation: items of different shapes
-                raise DataError(
-                    f"The Dataset's items {indices[:3]}... cannot be put into one batch: {error}",
-                    expected="items of one shape and type",
-                    fix="pad or resize them in the Dataset, or use batch_size=1",
-                ) from error
+                return self._collated(self._many(epoch, indices), indices)
+            except LaminaError as error:
+                return error
+
+    def _many(self, epoch: int, indices: list[int]) -> list[Any]:
+        if not _reads_many(self.dataset):
+            return [self._one(epoch, index) for index in indices]
+        _seed_generators(number(self.seed, "batch", epoch, indices[0]))
+        try:
+            return self.dataset.__getitems__(indices)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise DataError(
+                f"{rows(indices).capitalize()} of the Dataset could not be read together: "
+                f"{type(error).__name__}: {error}",
+                fix="mend or leave out these examples",
+            ) from error
 
     def _one(self, epoch: int, index: int) -> Any:
         _seed_generators(number(self.seed, "example", epoch, index))
@@ -225,6 +257,23 @@ class _Keyed(Dataset):  # type: ignore[type-arg]
                 f"Example {index} of the Dataset could not be read: {type(error).__name__}: {error}",
                 fix="mend or leave out this example",
             ) from error
+
+    def _collated(self, items: list[Any], indices: list[int]) -> Any:
+        try:
+            return self.collate(items)
+        except (RuntimeError, TypeError, ValueError) as error:  # different shapes, or nothing a tensor can hold
+            raise DataError(
+                f"{rows(indices, 3).capitalize()} of the Dataset cannot be put into one batch: {error}",
+                expected="tensors, arrays or numbers, of one shape and type",
+                fix="pad, resize or convert them in the Dataset",
+            ) from error
+
+
+def _reads_many(dataset: Any) -> bool:
+    """Whether a Dataset reads a whole batch by itself. A `Subset` does so only where what it is a part of does."""
+    while isinstance(dataset, Subset) and type(dataset).__getitems__ is Subset.__getitems__:
+        dataset = dataset.dataset
+    return hasattr(dataset, "__getitems__")
 
 
 def _seed_generators(seed: int) -> None:
@@ -270,16 +319,17 @@ def set_generators(state: dict[str, Any]) -> None:
 
 
 def unpack(item: Any) -> tuple[tuple[Any, ...], Any]:
-    """(inputs, truth) of what a Dataset or loader gives: the last part is the answer."""
-    if isinstance(item, (tuple, list)):
-        if len(item) >= 2:
-            return tuple(item[:-1]), item[-1]
-        return (item[0],), None
-    if isinstance(item, Tensor):
+    """(inputs, truth) of what a Dataset or loader gives: the last part is the answer, the others are the inputs."""
+    if isinstance(item, (tuple, list)) and item:
+        inputs, truth = (tuple(item[:-1]), item[-1]) if len(item) > 1 else (tuple(item), None)
+        if len(inputs) == 1 and isinstance(inputs[0], (tuple, list)):  # ((input, input), answer)
+            inputs = tuple(inputs[0])
+        return inputs, truth
+    if isinstance(item, (Tensor, np.ndarray)):
         return (item,), None
     raise DataError(
         f"The Dataset gives items of type {type(item).__name__}.",
-        expected="(input, answer), or (input, input, ..., answer)",
+        expected="(input, answer), (input, input, ..., answer), or ((input, input), answer)",
         fix="wrap it in a Dataset whose __getitem__ returns such a tuple",
     )
 
@@ -288,7 +338,8 @@ class DatasetBatches:
     """A map-style `Dataset` -> batches in keyed order.
 
     Items are (input, ..., truth); `__getitems__` is used where the Dataset has it (its random transforms are then keyed
-    by the batch's first example instead of by each). `workers` processes read ahead; the batches are the same for any number.
+    by the batch's first example instead of by each). `workers` processes read ahead; the batches are the same for any
+    number. Transforms that draw from a generator of their own, instead of the process', are not keyed.
     """
 
     def __init__(
@@ -342,11 +393,9 @@ class DatasetBatches:
             pin_memory=self.device.type == "cuda",
         )
         for indices, item in zip(plan, loader, strict=True):
-            inputs, truth = unpack(item)
-            inputs = tuple(tensor(part).to(self.device, non_blocking=True) for part in inputs)
-            if truth is not None:
-                truth = self.encode_truth(truth) if self.encode_truth is not None else tensor(truth)
-                truth = truth.to(self.device, non_blocking=True)
+            if isinstance(item, LaminaError):
+                raise item
+            inputs, truth = _moved(item, self.encode_truth, self.device)
             indices = indices.to(self.device)
             if self.augment is not None:
                 inputs = self.augment(inputs, Key(self.seed, epoch, indices))
@@ -370,12 +419,27 @@ def _as_is(item: Any) -> Any:
     return item
 
 
+def _moved(
+    item: Any, encode_truth: Callable[[Any], Tensor] | None, device: torch.device
+) -> tuple[tuple[Tensor, ...], Any]:
+    """A collated batch -> (inputs, encoded truth) on the device."""
+    inputs, truth = unpack(item)
+    inputs = tuple(tensor(part).to(device, non_blocking=True) for part in inputs)
+    if truth is not None:
+        truth = encode_truth(truth) if encode_truth is not None else tensor(truth)
+        truth = truth.to(device, non_blocking=True)
+    return inputs, truth
+
+
 class LoaderBatches:
     """A `DataLoader`, or any iterable of (x, ..., y), as its owner made it: his order, his generators, his workers.
 
     To resume in the middle of an epoch, the generators are put back to where they were when the epoch began and the
-    loader is walked again up to the place: exact when its items depend on nothing but those generators.
+    loader is walked again up to the place: exact when its items depend on nothing but those generators. A batch's
+    `indices` are places in that walk, since only the loader knows which examples it gives.
     """
+
+    indices_are = "counted in the order your loader gave them"
 
     def __init__(
         self,
@@ -389,8 +453,11 @@ class LoaderBatches:
         self.loader, self.device, self.encode_truth, self.seed = loader, torch.device(device), encode_truth, seed
         self.prepare = prepare.to(self.device) if prepare is not None else None
         self.batch_size = getattr(loader, "batch_size", None)
+        # With several workers the last batches of a stream can be more, or fewer, than its len() says.
+        self.exact = not isinstance(getattr(loader, "dataset", None), IterableDataset)
         self._began: dict[str, Any] | None = None  # the generators at the beginning of the epoch under way
-        self._resume: dict[str, Any] | None = None
+        self._given = 0  # batches of this epoch handed out: one more than the steps took, where one is read ahead
+        self._resume: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -400,22 +467,28 @@ class LoaderBatches:
         return own if own is not None else getattr(getattr(self.loader, "sampler", None), "generator", None)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        now = generators()
-        if start and self._resume is not None:
-            self._set(self._resume)
-        self._began = self._get()
+        now, given = generators(), max(start, self._resume.get("given", 0))
+        if start and self._resume.get("began") is not None:
+            self._set(self._resume["began"])
+        self._began, self._given = self._get(), 0
         walk, place = iter(self.loader), 0
-        for _ in range(start):
-            inputs, _ = unpack(next(walk))
-            place += len(inputs[0])
+        ahead: list[Any] = []  # had been read but not learned from, when the state was saved
+        for k in range(given if start else 0):
+            item = next(walk, None)
+            if item is None:
+                raise DataError(
+                    f"The loader gave {k} batches; the run had already learned from {start} in this epoch.",
+                    fix="give the loader of the run, over the same data",
+                )
+            if k < start:
+                place += len(unpack(item)[0][0])
+            else:
+                ahead.append(item)
         if start:
             set_generators(now)
-        for item in walk:
-            inputs, truth = unpack(item)
-            inputs = tuple(tensor(part).to(self.device, non_blocking=True) for part in inputs)
-            if truth is not None:
-                truth = self.encode_truth(truth) if self.encode_truth is not None else tensor(truth)
-                truth = truth.to(self.device, non_blocking=True)
+        for item in itertools.chain(ahead, walk):
+            self._given = max(start, self._given) + 1
+            inputs, truth = _moved(item, self.encode_truth, self.device)
             if self.prepare is not None:
                 with torch.no_grad():
                     inputs = (self.prepare(inputs[0]), *inputs[1:])
@@ -423,6 +496,7 @@ class LoaderBatches:
             indices = torch.arange(place, place + count, device=self.device)
             place += count
             yield Batch(inputs, truth, indices, count, epoch, self.seed)
+        self._given = 0
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
@@ -438,18 +512,27 @@ class LoaderBatches:
             own.set_state(state["own"])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"began": self._began}
+        own = self._generator()
+        return {"began": self._began, "given": self._given, "own": None if own is None else own.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._resume = state.get("began")
+        self._resume = dict(state)
+        own = self._generator()
+        if own is not None and state.get("own") is not None:
+            own.set_state(state["own"])
 
 
 def walkable(batches: Any, device: torch.device | str = "cpu") -> Any:
     """Batches for the engine from what a user brings: ours as they are, a DataLoader or an iterable wrapped."""
     if hasattr(batches, "epoch") and callable(batches.epoch):
         return batches
-    if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
-        return DatasetBatches(batches, device=device)
+    if isinstance(batches, Dataset):
+        return over(batches, device=device)
+    columns = batches if isinstance(batches, tuple) else (batches,)
+    if all(isinstance(column, (Tensor, np.ndarray)) for column in columns):
+        raise UsageError(
+            "batches holds whole columns, not batches.", expected="(x, y) in batches", fix="lamina.Batches(x, y)"
+        )
     if isinstance(batches, Sequence) or hasattr(batches, "__iter__"):
         return LoaderBatches(batches, device=device)
     raise UsageError(
@@ -464,6 +547,14 @@ def over(inputs: Any, truth: Any = None, **options: Any) -> Batches | DatasetBat
     if isinstance(inputs, (tuple, Tensor, np.ndarray)):
         return Batches(inputs, truth, **options)
     if isinstance(inputs, (DataLoader, IterableDataset)):
+        for name in ("augment", "order", "drop_last"):
+            if options.get(name):
+                raise UsageError(
+                    f"{'balance' if name == 'order' else name} is asked for a {type(inputs).__name__}, which gives the "
+                    "batches it likes.",
+                    expected="columns or a map-style Dataset, whose examples are read one by one",
+                    fix="do it in your Dataset or loader",
+                )
         if isinstance(inputs, IterableDataset):
             inputs = DataLoader(inputs, batch_size=options.get("batch_size", 64), num_workers=workers)
         return LoaderBatches(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
 from lamina import checks, names, splits
 from lamina.batches import keeping_generators, unpack
@@ -21,11 +21,13 @@ from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, UsageError
 from lamina.recipe import Recipe, share
 from lamina.sources import Examples, Source
-from lamina.targets.base import Target
+from lamina.targets.base import Target, bare
 
 PARTS = ("train", "valid", "test")
-_NUMBER_LOSSES = ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "PoissonNLLLoss", "GaussianNLLLoss")
-_CLASS_LOSSES = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")
+_NUMBER_LOSSES = ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "PoissonNLLLoss", "GaussianNLLLoss",
+                  "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "poisson_nll_loss", "gaussian_nll_loss")  # fmt: skip
+_CLASS_LOSSES = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss", "cross_entropy", "nll_loss", "multi_margin_loss")
+_BINARY_LOSSES = ("BCEWithLogitsLoss", "BCELoss", "binary_cross_entropy_with_logits", "binary_cross_entropy")
 
 
 @dataclass
@@ -83,14 +85,19 @@ class Data:
 
 
 def truths(dataset: Any) -> np.ndarray:
-    """All answers of a Dataset: from its `targets` or `labels` where it lists them, else by reading every item once."""
-    for name in ("targets", "labels"):
-        column = getattr(dataset, name, None)
-        if column is not None and hasattr(column, "__len__") and len(column) == len(dataset):
-            return column.numpy() if isinstance(column, Tensor) else np.asarray(column)
+    """All answers of a Dataset: from its `targets` or `labels` where its items carry those, else by reading every item."""
+    if not hasattr(dataset, "__getitem__"):
+        raise UsageError(f"A {type(dataset).__name__} cannot be read example by example.", expected="a Dataset")
     if isinstance(dataset, ConcatDataset):
         return np.concatenate([truths(part) for part in dataset.datasets])
     with keeping_generators():
+        for name in ("targets", "labels"):
+            column = getattr(dataset, name, None)
+            if hasattr(column, "__len__") and len(column) == len(dataset):  # type: ignore[arg-type]
+                column = column.numpy(force=True) if isinstance(column, Tensor) else np.asarray(column)
+                ends = {0, len(column) - 1}  # a target_transform would give others than are listed
+                if all(np.array_equal(np.asarray(unpack(dataset[k])[1]), column[k]) for k in ends):
+                    return column
         found = []
         for k in range(len(dataset)):
             _, truth = unpack(dataset[k])
@@ -105,9 +112,11 @@ def _truths_of_batches(batches: Any, most: int = 200_000) -> np.ndarray:
     found, count = [], 0
     with keeping_generators():
         for item in batches:
-            truth = np.asarray(unpack(item)[1])
-            found.append(truth)
-            count += len(truth)
+            truth = unpack(item)[1]
+            if truth is None:
+                raise DataError("The loader's batches have no answers.", expected="batches of (x, y)")
+            found.append(np.asarray(truth))
+            count += len(found[-1])
             if count >= most:
                 break
     if not found:
@@ -139,14 +148,16 @@ def choose_target(
         return build("targets", asked, "TARGET"), "yours"
     if truth is None:
         raise DataError(f"{name} has no answers to learn from.", expected="(inputs, answers): give the labels too")
-    title = type(loss).__name__
+    loss = bare(loss)
+    title = getattr(loss, "__name__", type(loss).__name__)
+    one = np.ndim(truth) == 1 or np.shape(truth)[1:] == (1,)
     if title in _NUMBER_LOSSES:
         return names.module("targets", "numbers").TARGET(), f"the loss is {title}"
     if title in _CLASS_LOSSES:
         return names.module("targets", "classes").TARGET(), f"the loss is {title}"
     if known:
         return names.module("targets", "classes").TARGET(), f"the source names {len(known)} classes"
-    if title in ("BCEWithLogitsLoss", "BCELoss") and np.ndim(truth) == 1 and set(np.unique(truth)) <= {0, 1}:
+    if title in _BINARY_LOSSES and one and set(np.unique(truth)) <= {0, 1}:
         return names.module("targets", "classes").TARGET(), f"the loss is {title} and the answers are 0 and 1"
     kinds = [names.module("targets", name).TARGET for name in names.known("targets")]
     sure, reason, kind = max(((*kind.sniff(truth), kind) for kind in kinds), key=lambda found: found[0])
@@ -177,8 +188,14 @@ def load(
     split, fitted: those of an earlier run, used instead of drawing and learning them again.
     """
     examples = source.train
+    loss = loss() if isinstance(loss, type) else loss
     why: dict[str, str] = {}
     truth = answers(examples)
+    if fitted is None and not isinstance(examples.inputs, tuple) and recipe.scale not in (None, "none"):
+        raise UsageError(
+            f"scale={recipe.scale} is measured on columns, and you gave a {type(examples.inputs).__name__}.",
+            fix="scale in your Dataset, or give arrays: (x, y)",
+        )
     if fitted is not None:
         kind, answer = fitted
     else:
@@ -190,13 +207,6 @@ def load(
         raise DataError(
             f"{source.name} has no answers to learn from.", expected="(inputs, answers): give the labels too"
         )
-    if (
-        truth is not None
-        and truth.dtype.kind == "f"
-        and answer.name == "classes"
-        and type(loss).__name__.startswith("BCE")
-    ):
-        truth = truth.astype(np.int64)  # 0.0 and 1.0, as binary losses are given them
     recipe = resolve(kind, answer, _count(examples)) if resolve is not None else recipe
     if examples.kind in ("loader", "stream"):
         return _separate(source, kind, answer, why, truth, loss, own_net, fitted is None), recipe
@@ -236,10 +246,11 @@ def answers(examples: Examples) -> np.ndarray | None:
     if examples.kind == "dataset":
         return truths(examples.inputs)
     if examples.kind == "loader":
-        dataset = examples.inputs.dataset  # type: ignore[union-attr]
-        return truths(dataset) if hasattr(dataset, "__getitem__") else _truths_of_batches(examples.inputs)
+        dataset = examples.inputs.dataset
+        streamed = isinstance(dataset, IterableDataset)
+        return _truths_of_batches(examples.inputs) if streamed else truths(dataset)
     if examples.kind == "stream":
-        return _truths_of_batches(DataLoader(examples.inputs, batch_size=256))  # type: ignore[arg-type]
+        return _truths_of_batches(DataLoader(examples.inputs, batch_size=256))
     return None
 
 
@@ -288,9 +299,8 @@ def _split(
         times=source.train.times,
         seed=recipe.seed or 0,
     )
-    return splits.Split(
-        pool[drawn.train], given.get("valid", pool[drawn.valid]), given.get("test", pool[drawn.test]), drawn.how
-    )
+    how = drawn.how if len(drawn.train) < len(pool) else "as given"
+    return splits.Split(pool[drawn.train], given.get("valid", pool[drawn.valid]), given.get("test", pool[drawn.test]), how)
 
 
 def _separate(

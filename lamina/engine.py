@@ -17,13 +17,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lamina import devices, losses
-from lamina.batches import Batch, walkable
+from lamina.batches import Batch, keeping_generators, walkable
 from lamina.errors import DataError, Diverged, UsageError, rows
 from lamina.state import TrainState
 
@@ -61,9 +62,9 @@ class Progress:
 
     @property
     def mean_loss(self) -> float:
-        """Of this epoch so far, penalties left out."""
+        """Of this epoch so far, penalties left out: over examples, or over what the loss's own mean is taken over."""
         total, count = self.state.loss_sum, self.state.loss_count
-        return float("nan") if total is None or not count else float(total) / count
+        return float("nan") if total is None or not count else float(total) / float(count)
 
     @property
     def learning_rate(self) -> float:
@@ -82,6 +83,8 @@ def supervised(loss: Callable[[Tensor, Tensor], Tensor]) -> Objective:
     """The objective of ordinary work: a loss of the net's output and the truth."""
 
     def objective(net: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+        if batch.truth is None:
+            raise UsageError("The batches hold inputs without answers.", expected="(x, y)", fix="learn(objective=...)")
         output = net(*batch.inputs)
         return loss(output, batch.truth), losses.count(loss, output, batch.truth, batch.count)
 
@@ -109,12 +112,16 @@ def learn(
     """Train a net; yields a `Progress` after every optimiser step.
 
     batches: `lamina.Batches`, a DataLoader, a Dataset, or any iterable of (x, y) that can be walked once an epoch.
-    loss(output, truth) -> 0-d; or, for anything else, `objective(net, batch) -> (0-d loss, count its mean is over)`.
+    loss(output, truth) -> 0-d; or, for anything else, `objective(net, batch) -> (0-d loss, count its mean is over)`,
+    where a count of None stands for a sum. steps: so many, instead of epochs; neither (epochs=None): until you break.
     schedule(step) -> factor of each parameter group's own rate. penalty(net) -> 0-d, added to the loss of a step.
     clip_norm, clip_value: of all gradients together, of each; 0 for none. accumulate: batches a step, weighted by their
     counts, so that the step equals that of the big batch; the last window of an epoch is as short as it comes.
     precision: fp32, bf16 or fp16 (with loss scaling). ema: `torch.optim.swa_utils.AveragedModel`, updated after each step.
     state: a `TrainState` to go on from; without it learning starts from the beginning.
+
+    The net is put into training mode if it is not; submodules of a net in training mode stay as you set them (a frozen
+    BatchNorm). After your loop body called `net.eval()`, every module goes back to the mode it had.
 
     A loss that is NaN or infinite raises `Diverged` before it reaches the weights, naming layer and examples.
     """
@@ -124,6 +131,8 @@ def learn(
                 "learn() was given neither a loss nor an objective.", expected="learn(net, batches, loss, ...)"
             )
         objective = supervised(loss)
+    if accumulate < 1:
+        raise UsageError(f"accumulate is {accumulate}.", expected="1 or more batches a step")
     parameters = [p for p in net.parameters() if p.requires_grad]
     if not parameters:
         raise UsageError(
@@ -134,22 +143,28 @@ def learn(
     if state is None:
         if optimizer is None:
             raise UsageError("learn() was given no optimizer.", fix="torch.optim.Adam(net.parameters(), lr=1e-3)")
-        state = TrainState(net, optimizer, schedule=schedule, ema=ema)
+        state = TrainState(net, optimizer)
     optimizer = state.optimizer
+    schedule = state.schedule = schedule if schedule is not None else state.schedule
+    ema = state.ema = ema if ema is not None else state.ema
+    epochs = epochs if steps is None else None
     device = parameters[0].device
     batches = walkable(batches, device)
     state.batches = batches
     per_epoch = _length(batches)
     per_epoch_steps = None if per_epoch is None else -(-per_epoch // accumulate)
     planned = steps if steps is not None else (epochs * per_epoch_steps if epochs and per_epoch_steps else None)
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
+    if schedule is not None:
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
     autocast = devices.autocast(device, precision)
     scaler = state.scaler = state.scaler or devices.scaler(device, precision)
     progress = Progress(state, epochs, per_epoch, planned)
     on_cpu = device.type == "cpu"
-    net.train()
-    modes = [(module, module.training) for module in net.modules()]
+    exact = per_epoch if getattr(batches, "exact", True) else None
+    if not net.training:
+        net.train()
+    modules = list(net.modules())
     if state.loss_sum is None:
         state.loss_sum = torch.zeros((), device=device)
 
@@ -157,7 +172,7 @@ def learn(
         if state.batch == 0:
             state.loss_sum, state.loss_count = torch.zeros((), device=device), 0
         epoch, before = state.epoch, state.step
-        for window, last in _windows(batches.epoch(state.epoch, state.batch), accumulate, per_epoch, state.batch):
+        for window, last in _windows(batches.epoch(state.epoch, state.batch), accumulate, exact, state.batch):
             # The rate of this step.
             if schedule is not None:
                 factor = schedule(state.step)
@@ -166,30 +181,37 @@ def learn(
 
             # Forward and backward. Micro-batches are weighted by what their means are taken over.
             optimizer.zero_grad(set_to_none=True)
+            several, scale = len(window) > 1, window[0].count  # any scale will do; this one keeps gradients in range
+            whole: Any = 0  # the loss of the step
             total: Any = 0
-            scale = None
-            for k, batch in enumerate(window):
+            for batch in window:
                 with autocast:
                     value, count = objective(net, batch)
-                    full = value + penalty(net) if penalty is not None and k == 0 and len(window) == 1 else value
+                    full = value + penalty(net) if penalty is not None and not several else value
+                if several and count is not None:
+                    value = value.to(torch.promote_types(value.dtype, torch.float32))
+                    if isinstance(count, Tensor):  # where every truth is ignored, the loss is 0/0 and weighs nothing
+                        value = torch.where(count > 0, value, 0.0)
+                    full = value * count / scale
+                    total = total + count
                 if on_cpu and not math.isfinite(full.item()):
                     raise _diverged(net, objective, batch, full, state, optimizer)
-                if len(window) > 1 and count is not None:
-                    scale = count if scale is None else scale  # any constant will do; this one keeps gradients in range
-                    full = full * (count / scale)
-                    total = total + count
                 (scaler.scale(full) if scaler is not None else full).backward()
-                state.loss_sum.add_(value.detach(), alpha=batch.count)
-                state.loss_count += batch.count
+                whole = whole + full.detach()
+                state.loss_sum.add_(value.detach().float() * (1 if count is None else count))
+                state.loss_count += batch.count if count is None else count
                 state.examples += batch.count
-            if len(window) > 1 and scale is not None:
-                factor = scale / total
+            if several and count is not None:
+                total = torch.where(total > 0, total, 1) if isinstance(total, Tensor) else total
+                whole = whole * scale / total
                 for parameter in parameters:
                     if parameter.grad is not None:
-                        parameter.grad.mul_(factor)
-            if penalty is not None and len(window) > 1:
-                full = penalty(net)
+                        parameter.grad.mul_(scale).div_(total)
+            if penalty is not None and several:
+                with autocast:
+                    full = penalty(net)
                 (scaler.scale(full) if scaler is not None else full).backward()
+                whole = whole + full.detach()
 
             # Clip and update.
             if scaler is not None and (clip_norm or clip_value):
@@ -208,7 +230,7 @@ def learn(
 
             # The cursor points to the next batch before anybody can look, so that saving here is exact.
             progress.epoch, progress.batch, progress.epoch_end = state.epoch, state.batch + len(window) - 1, last
-            progress.batch_data, progress._loss = window[-1], full.detach()
+            progress.batch_data, progress._loss = window[-1], whole
             state.step += 1
             state.batch += len(window)
             if last:
@@ -217,9 +239,10 @@ def learn(
                 if not on_cpu and not math.isfinite(progress.mean_loss):
                     raise _diverged(net, objective, batch, full, state, optimizer)
             state.seconds = progress.seconds
+            modes = [module.training for module in modules]
             yield progress
             if not net.training:  # the caller has evaluated: every module goes back to the mode it had
-                for module, mode in modes:
+                for module, mode in zip(modules, modes, strict=True):
                     module.training = mode
             if steps is not None and state.step >= steps:
                 return
@@ -249,6 +272,11 @@ def _windows(
     window: list[Batch] = []
     if per_epoch is not None:
         for k, batch in enumerate(epoch, start + 1):
+            if k > per_epoch:
+                raise DataError(
+                    f"An epoch gives more batches than the {per_epoch} its len() says.",
+                    expected="a len() that is right, or none",
+                )
             window.append(batch)
             if len(window) == accumulate or k == per_epoch:
                 yield window, k == per_epoch
@@ -269,44 +297,95 @@ def _windows(
 def _diverged(
     net: nn.Module, objective: Objective, batch: Batch, loss: Tensor, state: TrainState, optimizer: Any
 ) -> Diverged:
-    """The step again, with a look behind every layer: where do values stop being finite, and for which examples?"""
+    """The step again, slowly: where do values stop being finite, and for which examples?"""
+    weights = [name for name, value in net.named_parameters() if not torch.isfinite(value).all()]
+    if weights:
+        cause = f"the weights of {', '.join(weights[:3])} are not finite since the step before"
+    else:
+        counted = getattr(state.batches, "indices_are", "")
+        with keeping_generators(), torch.no_grad():
+            cause = _bad_data(batch) or _bad_layer(net, objective, batch) or _bad_loss(net, objective, batch)
+        if counted and ", for row" in cause:
+            cause += f" ({counted})"
+    rate = optimizer.param_groups[0]["lr"]
+    return Diverged(
+        f"The loss of step {state.step + 1} (epoch {state.epoch + 1}) is {float(loss.detach()):g}; the step was not "
+        f"applied: {cause}.",
+        fix=f"lower the learning rate (now {rate:g}) or clip gradients (--clip-norm 1); look at the examples named",
+    )
+
+
+def _floats(values: Any) -> list[Tensor]:
+    """The floating point tensors in what a module was given or gave."""
+    if isinstance(values, Tensor):
+        return [values] if values.is_floating_point() else []
+    if isinstance(values, dict):
+        values = list(values.values())
+    return [value for part in values for value in _floats(part)] if isinstance(values, (tuple, list)) else []
+
+
+def _bad_rows(values: Tensor, batch: Batch) -> str:
+    """', for rows 3, 17' where some examples' values are not finite and others' are."""
+    wrong = ~torch.isfinite(values.reshape(len(values), -1)).all(1) if values.ndim else torch.tensor([True])
+    some = len(wrong) == len(batch.indices) and not wrong.all()
+    return f", for {rows(batch.indices[wrong].tolist())}" if some else ""
+
+
+def _bad_data(batch: Batch) -> str:
+    for what, values in (("inputs", batch.inputs), ("answers", batch.truth)):
+        for column in _floats(values):
+            if not torch.isfinite(column).all():
+                return f"the {what} of the batch are not finite{_bad_rows(column, batch)}"
+    return ""
+
+
+def _bad_layer(net: nn.Module, objective: Objective, batch: Batch) -> str:
+    """The first module whose output is not finite. Modules report before the modules they are part of."""
     found: list[str] = []
 
     def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if found or not isinstance(output, Tensor) or not output.is_floating_point():
+            wrong = [values for values in _floats(output) if not torch.isfinite(values).all()]
+            if found or not wrong:
                 return
-            if not torch.isfinite(output).all():
-                given = [part for part in inputs if isinstance(part, Tensor) and part.is_floating_point()]
-                if any(not torch.isfinite(part).all() for part in given):
-                    found.append("the inputs of the batch are not finite")
-                    return
-                wrong = ~torch.isfinite(output.flatten(1)).all(1) if output.ndim > 1 else ~torch.isfinite(output)
-                whose = batch.indices[wrong].tolist() if len(wrong) == len(batch.indices) else []
-                found.append(
-                    f"values stop being finite in layer {name!r} ({type(module).__name__})"
-                    + (f", for {rows(whose)}" if whose and len(whose) < len(wrong) else "")
-                )
+            title = f"{name!r} ({type(module).__name__})" if name else type(module).__name__
+            if any(not torch.isfinite(values).all() for values in _floats(inputs)):
+                where = f"before layer {title}, which is given such values by the forward() around it"
+            elif next(module.children(), None) is None:
+                where = f"in layer {title}"
+            else:
+                where = f"in the forward() of {title}, not in its layers"
+            found.append(f"values stop being finite {where}{_bad_rows(wrong[0], batch)}")
 
         return hook
 
-    handles = [m.register_forward_hook(look(name)) for name, m in net.named_modules() if not list(m.children())]
+    handles = [module.register_forward_hook(look(name)) for name, module in net.named_modules()]
     try:
-        with torch.no_grad():
-            objective(net, batch)
+        objective(net, batch)
     finally:
         for handle in handles:
             handle.remove()
-    if not found:
-        weights = [name for name, value in net.named_parameters() if not torch.isfinite(value).all()]
-        found.append(
-            f"the weights of {', '.join(weights[:3])} are not finite"
-            if weights
-            else "every layer's output is finite, so it is the loss itself"
-        )
-    rate = optimizer.param_groups[0]["lr"]
-    return Diverged(
-        f"The loss of step {state.step + 1} (epoch {state.epoch + 1}) is {float(loss.detach()):g}; the step was not "
-        f"applied: {found[0]}.",
-        fix=f"lower the learning rate (now {rate:g}) or clip gradients (--clip-norm 1); look at the examples named",
-    )
+    return found[0] if found else ""
+
+
+def _bad_loss(net: nn.Module, objective: Objective, batch: Batch) -> str:
+    """Every layer's output is finite: which examples, one by one, have no finite loss?"""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()  # one example has no batch statistics
+    wrong = torch.zeros(len(batch.indices), dtype=torch.bool)
+    try:
+        for k in range(len(wrong)):
+            own = slice(k, k + 1)
+            truth = batch.truth[own] if isinstance(batch.truth, Tensor) else batch.truth
+            one = replace(
+                batch, inputs=tuple(x[own] for x in batch.inputs), truth=truth, indices=batch.indices[own], count=1
+            )
+            wrong[k] = not math.isfinite(float(objective(net, one)[0]))
+    except Exception:  # this objective cannot do with one example, so it is not said which it is
+        wrong[:] = False
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    some = 0 < wrong.sum() < len(wrong)
+    whose = f", for {rows(batch.indices.cpu()[wrong].tolist())}" if some else ""
+    return f"every layer's output is finite, so it is the loss itself{whose}"

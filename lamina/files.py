@@ -7,7 +7,7 @@ In: bytes and a place. Out: a file, or a whole directory, that is either there a
     verify      a committed directory, read back against its manifest
     Lock        one process a run folder
 
-A killed process leaves at most a `.tmp-...` beside what it was writing; `sweep` removes those. No torch here.
+A killed process leaves at most a `.tmp-...` beside what it was writing; `sweep` clears those away. No torch here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import shutil
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from lamina.errors import LaminaError, ResourceError, RunError
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
+_OLD = "-old"  # ends the name of a directory that is about to be replaced
 _WORDS = {
     errno.ENOSPC: ("the disk is full", "free some space"),
     errno.EDQUOT: ("your disk quota is used up", "free some space"),
@@ -132,37 +134,50 @@ def commit(path: str | Path, files: Mapping[str, bytes], about: Mapping[str, Any
             text = json.dumps(manifest, indent=1, sort_keys=True)
             _write_flushed(beside / MANIFEST, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n".encode())
             _flush_directory(beside)
-            if path.exists():
-                old = _temporary(path.with_name(path.name + "-old"))
-                os.replace(path, old)
-                os.replace(beside, path)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.replace(beside, path)
-            _flush_directory(path.parent)
+            _swap(beside, path)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
 
 
+def _swap(new: Path, path: Path) -> None:
+    """Rename a directory into place. One that is in the way steps aside first, and comes back if anything fails: at once,
+    or by `sweep` where the process was killed between the two renames."""
+    if not path.exists():
+        os.replace(new, path)
+        _flush_directory(path.parent)
+        return
+    old = _temporary(path.with_name(path.name + _OLD))
+    try:
+        os.replace(path, old)
+        os.replace(new, path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        raise
+    _flush_directory(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def manifest(path: str | Path) -> dict[str, Any]:
     """The manifest of a committed directory, checked against its own hash."""
     place = Path(path) / MANIFEST
+    first, _, text = _read(place).partition(b"\n")
+    if not text.endswith(b"\n") or hashlib.sha256(text[:-1]).hexdigest().encode() != first:
+        raise RunError(f"{place} is damaged: it does not match its own SHA-256.")
     try:
-        first, _, text = place.read_text(encoding="utf-8").partition("\n")
-        text = text.removesuffix("\n")
-        if hashlib.sha256(text.encode()).hexdigest() != first:
-            raise RunError(f"{place} is damaged: it does not match its own SHA-256.")
-        found: dict[str, Any] = json.loads(text)
-    except FileNotFoundError as error:
-        raise RunError(f"{place} is missing.", expected="a checkpoint folder as Lamina writes it") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunError(f"{place} is damaged: {error}") from error
-    if found.get("schema") != 1:
-        raise RunError(
-            f"{place} has schema {found.get('schema')!r}.", expected="schema 1", fix="use the Lamina that wrote it"
+        found = json.loads(text)
+        version = found["schema"]
+        listed = version != 1 or all(
+            Path(name).name == name and {"bytes", "sha256"} <= facts.keys() for name, facts in found["files"].items()
         )
-    return found
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise RunError(f"{place} is no manifest: {type(error).__name__}: {error}") from error
+    if version != 1:
+        raise RunError(f"{place} has schema {version!r}.", expected="schema 1", fix="use the Lamina that wrote it")
+    if not listed:
+        raise RunError(f"{place} is no manifest: it lists files outside its folder.")
+    return dict(found)
 
 
 def verify(path: str | Path) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -172,14 +187,22 @@ def verify(path: str | Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     data = {}
     for name, facts in found["files"].items():
         place = path / name
-        if not place.is_file():
-            raise RunError(f"{place} is missing.")
-        if place.stat().st_size != facts["bytes"]:
-            raise RunError(f"{place} has {place.stat().st_size} bytes.", expected=f"{facts['bytes']}")
-        data[name] = place.read_bytes()
+        data[name] = _read(place)
+        if len(data[name]) != facts["bytes"]:
+            raise RunError(f"{place} has {len(data[name])} bytes.", expected=f"{facts['bytes']}")
         if hashlib.sha256(data[name]).hexdigest() != facts["sha256"]:
             raise RunError(f"{place} is damaged: its SHA-256 is not that of the manifest.")
     return found, data
+
+
+def _read(place: Path) -> bytes:
+    """The bytes of a file that must be there: a disk that cannot give them back is as bad as one that gives others."""
+    try:
+        return place.read_bytes()
+    except FileNotFoundError as error:
+        raise RunError(f"{place} is missing.", expected="a checkpoint folder as Lamina writes it") from error
+    except OSError as error:
+        raise RunError(f"{place} could not be read: {error.strerror or error}.") from error
 
 
 def remove(path: str | Path) -> None:
@@ -192,9 +215,14 @@ def remove(path: str | Path) -> None:
 
 
 def sweep(path: str | Path) -> None:
-    """Remove what killed processes left half-written in a folder."""
-    for left in Path(path).glob(f"{TEMPORARY}*"):
-        if left.is_dir():
+    """Clear away what killed processes left half-done in a folder and those below it."""
+    for left in list(Path(path).rglob(f"{TEMPORARY}*")):
+        name = left.name.split("-", 3)[-1]  # .tmp-PROCESS-TIME-NAME
+        place = left.with_name(name.removesuffix(_OLD))
+        if name.endswith(_OLD) and not place.exists():  # killed between the two renames of a replacement
+            with _words(place):
+                os.replace(left, place)
+        elif left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
@@ -207,7 +235,12 @@ class Lock:
         self.path = Path(path) / "lock"
         with _words(self.path):
             self._file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115  (held as long as the lock)
-        if not _lock(self._file):
+            try:
+                free = _lock(self._file)
+            except OSError:
+                self._file.close()
+                raise
+        if not free:
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
@@ -220,6 +253,7 @@ class Lock:
         self._file.truncate()
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._file.flush()
+        _held.add(self)
 
     def release(self) -> None:
         if not self._file.closed:
@@ -248,6 +282,19 @@ def _lock(file: Any) -> bool:
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
     return True
+
+
+_held: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """In a forked child, such as a loader's worker: a lock is its parent's alone, and must not outlive the parent here."""
+    for lock in _held:
+        lock._file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

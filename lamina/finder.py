@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from lamina import engine
-from lamina.batches import keeping_generators, walkable
+from lamina.batches import walkable
 from lamina.errors import Diverged, UsageError
+from lamina.state import all_generators, set_all_generators
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,27 @@ def find_learning_rate(
     rates: list[float] = []
     losses: list[float] = []
     average, best = 0.0, math.inf
-    with keeping_generators():
-        try:
-            for progress in engine.learn(
-                trial, walk, loss, trial_optimizer, objective=objective, epochs=None, steps=steps, precision=precision,
-                schedule=lambda step: low * (high / low) ** (step / max(1, steps - 1)),
-            ):  # fmt: skip
-                average = smoothing * average + (1 - smoothing) * progress.loss
-                smooth = average / (1 - smoothing**progress.step)
-                rates.append(progress.learning_rate)
-                losses.append(smooth)
-                best = min(best, smooth)
-                if progress.step > 10 and smooth > 4 * max(best, 1e-12):
-                    break
-        except Diverged:
-            pass  # as planned: the rate rises until it is too high
-    walk.load_state_dict(kept)
+    before = all_generators()
+    try:
+        for progress in engine.learn(
+            trial, walk, loss, trial_optimizer, objective=objective, epochs=None, steps=steps, precision=precision,
+            schedule=lambda step: low * (high / low) ** (step / max(1, steps - 1)),
+        ):  # fmt: skip
+            value = progress.loss
+            if not math.isfinite(value):
+                break
+            average = smoothing * average + (1 - smoothing) * value
+            smooth = average / (1 - smoothing**progress.step)
+            rates.append(progress.learning_rate)
+            losses.append(smooth)
+            best = min(best, smooth)
+            if progress.step > 10 and smooth > 4 * max(best, 1e-12):
+                break
+    except Diverged:
+        pass  # as planned: the rate rises until it is too high
+    finally:
+        set_all_generators(before)
+        walk.load_state_dict(kept)
     return Found(rates, losses, _suggest(rates, losses))
 
 

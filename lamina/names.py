@@ -50,17 +50,17 @@ def own(name: str) -> Any:
         beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise UsageError(f"There is no file {file!r}: {near(path.name, beside)}", expected="FILE.py:NAME")
     title = f"lamina_own_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    loaded = sys.modules.get(title)
-    if loaded is None or getattr(loaded, "__source_hash__", None) != file_hash(path):
+    loaded, source = sys.modules.get(title), path.read_bytes()
+    if loaded is None or loaded.__dict__.get("__source__") != source:
         spec = importlib.util.spec_from_file_location(title, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
         loaded = importlib.util.module_from_spec(spec)
-        loaded.__source_hash__ = file_hash(path)  # type: ignore[attr-defined]
+        loaded.__dict__["__source__"] = source
         sys.modules[title] = loaded
         sys.path.insert(0, str(path.parent))  # so that it can import its neighbours
-        try:
-            spec.loader.exec_module(loaded)
-        except Exception as error:
+        try:  # not by the loader: its cached bytecode is stale for a file saved twice within a second
+            exec(compile(source, str(path), "exec"), loaded.__dict__)
+        except (Exception, SystemExit) as error:  # a script that ends by sys.exit() would end us, in silence
             del sys.modules[title]
             raise UsageError(
                 f"{file} could not be run: {type(error).__name__}: {error}", fix=f"try `python {file}`"

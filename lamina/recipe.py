@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -49,7 +49,7 @@ def every(text: str) -> tuple[str, float]:
 class Recipe(BaseModel):
     """Every setting of a training. None means: not asked for, to be resolved."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=False)
+    model_config = ConfigDict(extra="forbid", validate_default=False, allow_inf_nan=False)
 
     # data
     source: str | None = Field(None, description="Where the examples come from: a file, a folder or a name.")
@@ -151,16 +151,46 @@ class Recipe(BaseModel):
     def _augment(cls, value: Any) -> Any:
         return ",".join(value) if isinstance(value, (list, tuple)) else value
 
-    @field_validator("learning_rate")
+    @field_validator("learning_rate", mode="before")
     @classmethod
-    def _rate(cls, value: Any) -> Any:
-        if isinstance(value, float) and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{value} is not a learning rate; it is a number above 0")
-        return value
+    def _rate(cls, given: Any) -> Any:
+        rate = share(given) if isinstance(given, str) else given
+        if given in (None, "find") or (isinstance(rate, (int, float)) and 0 < rate < math.inf):
+            return given
+        raise ValueError(f"{given!r} is not a learning rate; it is a number above 0, or find")
+
+    @field_validator("net_arg", "loss_arg", "optimizer_arg", "schedule_arg")
+    @classmethod
+    def _arguments(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return {name: _plain(entry, name) for name, entry in value.items()}
 
 
 FIELDS = Recipe.model_fields
 MAPPINGS = ("net_arg", "loss_arg", "optimizer_arg", "schedule_arg", "rates")
+
+
+def _plain(entry: Any, name: str) -> Any:
+    """An argument as a file can hold it: numbers, words, true and false, none, lists and tables of those."""
+    if isinstance(entry, (list, tuple)):
+        return [_plain(part, name) for part in entry]
+    if isinstance(entry, dict):
+        return {str(key): _plain(part, name) for key, part in entry.items()}
+    if hasattr(entry, "item") and not getattr(entry, "shape", ()):  # a number of numpy's or torch's
+        entry = entry.item()
+    if entry is None or isinstance(entry, (bool, int, float, str)):
+        return entry
+    raise ValueError(
+        f"{name} is a {type(entry).__name__}, which a recipe cannot hold; give the object itself, made with it"
+    )
+
+
+def _swap(entry: Any, old: Any, new: Any) -> Any:
+    """TOML has no null: None is written "none", as on the command line, and read back."""
+    if isinstance(entry, list):
+        return [_swap(part, old, new) for part in entry]
+    if isinstance(entry, dict):
+        return {key: _swap(part, old, new) for key, part in entry.items()}
+    return new if entry == old and type(entry) is type(old) else entry
 
 
 def share(text: str | None) -> float | None:
@@ -197,11 +227,15 @@ def make(**settings: Any) -> Recipe:
 
 
 def _mistake(error: Any) -> str:
-    name = str(error["loc"][0])
+    name, *inner = map(str, error["loc"])
     if error["type"] == "extra_forbidden":
         return f"There is no setting {name!r}: {near(name, FIELDS)}"
     message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{name} = {error['input']!r}: {message[0].lower() + message[1:]}."
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        choices = [choice for part in get_args(FIELDS[name].annotation) for choice in get_args(part)]
+        message = f"{near(error['input'], choices)} It is one of {', '.join(choices)}"
+    place = f"{name}.{'.'.join(inner)}" if name in MAPPINGS and inner else name
+    return f"{place} = {error['input']!r}: {message[0].lower() + message[1:]}."
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -217,7 +251,9 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"There is no recipe {str(path)!r}: {near(path.name, beside)}") from None
     except (TOMLKitError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
-    return {name: entry for name, entry in table.items() if entry != ""}
+    return {
+        name: _swap(entry, "none", None) if name in MAPPINGS else entry for name, entry in table.items() if entry != ""
+    }
 
 
 def text(recipe: Recipe, origins: dict[str, Origin]) -> str:
@@ -233,7 +269,7 @@ def text(recipe: Recipe, origins: dict[str, Origin]) -> str:
         origin, reason = origins.get(name, ("default", ""))
         if name in MAPPINGS:
             if entry:
-                tables.append((name, entry))
+                tables.append((name, _swap(entry, None, "none")))
             continue
         if entry is None:
             continue

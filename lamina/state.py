@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from lamina import files
 from lamina.batches import generators, set_generators
 from lamina.errors import Diverged, LaminaError, RunError
-from lamina.weights import load_exactly
+from lamina.weights import load_exactly, to_bytes
+from lamina.weights import of as weights_of
 
 
 @dataclass
@@ -54,7 +55,7 @@ class TrainState:
             },
             "loss_sum": self.loss_sum,
             "optimizer": self.optimizer.state_dict(),
-            "generators": _all_generators(),
+            "generators": all_generators(),
             "training": {name: module.training for name, module in self.net.named_modules()},
         }  # fmt: skip
         for name in ("batches", "schedule", "scaler", "ema"):
@@ -65,27 +66,40 @@ class TrainState:
         return found
 
     def load(self, weights: dict[str, Tensor], tree: dict[str, Any]) -> None:
-        """Put everything back as it was."""
+        """Put everything back as it was. RunError where a part that was saved is not there to take its state."""
+        lost = sorted(tree["parts"].keys() - self.parts.keys())
+        if lost:
+            raise RunError(
+                f"The checkpoint holds the state of {', '.join(lost)}, which this training does not have.",
+                expected="the watchers the run was started with",
+                fix="lamina.resume(run, watchers=[...]) with all of them, in the same order",
+            )
         load_exactly(self.net, weights)
         cursor = tree["cursor"]
         self.epoch, self.batch, self.step = cursor["epoch"], cursor["batch"], cursor["step"]
         self.examples, self.loss_count, self.seconds = cursor["examples"], cursor["loss_count"], cursor["seconds"]
         device = next(self.net.parameters()).device
         self.loss_sum = None if tree["loss_sum"] is None else tree["loss_sum"].to(device)
-        self.optimizer.load_state_dict(tree["optimizer"])
+        try:
+            self.optimizer.load_state_dict(tree["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise RunError(
+                f"The optimiser {type(self.optimizer).__name__} cannot take the state of the checkpoint: {error}.",
+                expected="the optimiser the run was started with, over the same parameters",
+            ) from error
         for name in ("batches", "schedule", "scaler", "ema"):
             part = getattr(self, name)
             if part is not None and name in tree:
                 part.load_state_dict(tree[name])
-        for name, part in self.parts.items():
-            if name in tree["parts"]:
-                part.load_state_dict(tree["parts"][name])
+        for name, state in tree["parts"].items():
+            self.parts[name].load_state_dict(state)
         for name, module in self.net.named_modules():
             module.training = tree["training"].get(name, module.training)
-        _set_all_generators(tree["generators"])
+        set_all_generators(tree["generators"])
 
 
-def _all_generators() -> dict[str, Any]:
+def all_generators() -> dict[str, Any]:
+    """The state of the process' generators, those of GPUs included."""
     found = generators()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found["cuda"] = torch.cuda.get_rng_state_all()
@@ -94,7 +108,8 @@ def _all_generators() -> dict[str, Any]:
     return found
 
 
-def _set_all_generators(state: dict[str, Any]) -> None:
+def set_all_generators(state: dict[str, Any]) -> None:
+    """Put them back as `all_generators` found them, on devices that are still here."""
     set_generators(state)
     if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -106,15 +121,20 @@ def pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
     """A nest of dicts, lists, tuples, tensors, arrays and plain values -> (tensors by name, JSON)."""
     tensors: dict[str, Tensor] = {}
 
+    def keep(value: Tensor, place: str) -> str:
+        while place in tensors:  # {"a.b": x, "a": {"b": y}}
+            place += "'"
+        tensors[place] = torch.view_as_real(value) if value.is_complex() else value
+        return place
+
     def walk(node: Any, place: str) -> Any:
-        if isinstance(node, Tensor):
-            tensors[place] = node.detach().cpu().clone().contiguous()
-            return {"$tensor": place}
-        if isinstance(node, np.ndarray):
-            tensors[place] = torch.from_numpy(node.copy())
-            return {"$array": place}
-        if isinstance(node, np.generic):
-            return node.item()
+        if isinstance(node, Tensor) and node.layout == torch.strided and not (node.is_quantized or node.is_meta):
+            value = node.detach().cpu().contiguous().resolve_conj().resolve_neg()
+            return {"$complex" if value.is_complex() else "$tensor": keep(value, place)}
+        if isinstance(node, np.ndarray) and node.dtype.char in "?bBhHiIlLqQefdFD":
+            return {"$array": walk(torch.from_numpy(node.astype(node.dtype.newbyteorder("="))), place)}
+        if isinstance(node, np.generic) and not isinstance(node.item(), np.generic):
+            return walk(node.item(), place)
         if isinstance(node, dict):
             if all(isinstance(key, str) and not key.startswith("$") for key in node):
                 return {key: walk(part, f"{place}.{key}") for key, part in node.items()}
@@ -145,8 +165,10 @@ def unpack(tensors: dict[str, Tensor], node: Any) -> Any:
         return node
     if "$tensor" in node:
         return tensors[node["$tensor"]]
+    if "$complex" in node:
+        return torch.view_as_complex(tensors[node["$complex"]])
     if "$array" in node:
-        return tensors[node["$array"]].numpy()
+        return unpack(tensors, node["$array"]).numpy()
     if "$tuple" in node:
         return tuple(unpack(tensors, part) for part in node["$tuple"])
     if "$dict" in node:
@@ -158,10 +180,8 @@ def unpack(tensors: dict[str, Tensor], node: Any) -> Any:
 
 def save(path: str | Path, state: TrainState, about: dict[str, Any]) -> None:
     """A checkpoint of a training. Weights that are not finite are never written: Diverged."""
-    from safetensors.torch import save as to_bytes
-
-    weights = {name: value.detach().cpu().clone().contiguous() for name, value in state.net.state_dict().items()}
-    bad = [name for name, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    weights = weights_of(state.net)
+    bad = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if bad:
         raise Diverged(
             f"After step {state.step} the weights are not finite: {', '.join(bad[:4])}. They were not saved.",
@@ -173,7 +193,7 @@ def save(path: str | Path, state: TrainState, about: dict[str, Any]) -> None:
         {
             "weights.safetensors": to_bytes(weights),
             "state.safetensors": to_bytes(tensors),
-            "state.json": json.dumps(tree, sort_keys=True).encode(),
+            "state.json": json.dumps(tree).encode(),
         },
         {"step": state.step, "epoch": state.epoch, "batch": state.batch, **about},
     )

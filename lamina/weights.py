@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lamina import files
 from lamina.errors import RunError, UsageError, near
@@ -24,17 +25,35 @@ def _format(path: Path) -> str:
     return path.suffix
 
 
+def of(net: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a net, on the CPU. RunError where it holds anything but tensors (`get_extra_state`)."""
+    weights = net.state_dict()
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise RunError(
+                f"The net's state {name!r} is a {type(value).__name__}, which cannot be saved without pickle.",
+                expected="a state dict of tensors",
+                fix="let get_extra_state() give a tensor",
+            )
+    return {name: value.detach().cpu() for name, value in weights.items()}
+
+
 def to_bytes(weights: dict[str, Tensor]) -> bytes:
     """A state dict as the bytes of a safetensors file. Shared tensors are written for each of their names."""
     from safetensors.torch import save
 
-    return save({name: value.detach().cpu().clone().contiguous() for name, value in weights.items()})
+    try:
+        return save({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()})
+    except (KeyError, ValueError, RuntimeError, NotImplementedError) as error:  # a kind of number or layout it lacks
+        raise RunError(
+            f"These tensors cannot be written as safetensors: {error}", expected="dense tensors of ordinary numbers"
+        ) from error
 
 
 def save_weights(net: nn.Module, path: str | Path) -> None:
     """Write a net's state dict: `net.pth` as `torch.save` does, `net.safetensors` without pickle."""
     path = Path(path)
-    weights = {name: value.detach().cpu() for name, value in net.state_dict().items()}
+    weights = of(net)
     if _format(path) == ".safetensors":
         files.write(path, to_bytes(weights))
         return
@@ -60,8 +79,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign file does to the reader, it is unreadable
+        why = str(error).strip() or type(error).__name__
         raise RunError(
-            f"{path} could not be read as weights: {str(error).splitlines()[0]}",
+            f"{path} could not be read as weights: {why.splitlines()[0]}",
             expected="a state dict: torch.save(net.state_dict(), path)",
             fix="a whole pickled net cannot be opened safely: save its state_dict() where you trust the file",
         ) from error
@@ -85,8 +105,8 @@ def load_exactly(net: nn.Module, weights: dict[str, Tensor]) -> None:
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     wrong = [
         f"{name}: {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
-        for name in own.keys() & weights.keys()
-        if isinstance(own[name], Tensor) and weights[name].shape != own[name].shape
+        for name in sorted(own.keys() & weights.keys())
+        if isinstance(own[name], Tensor) and not is_lazy(own[name]) and weights[name].shape != own[name].shape
     ]
     if missing or extra or wrong:
         parts = [f"{title} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}" for title, names in

@@ -439,6 +439,29 @@ def test_groups_compare_as_groups():
     assert same((grouped["low"], grouped["high"]), (once["low"], once["high"]), 0.15)
 
 
+def test_two_entries_are_told_apart_as_two_independent_normal_means():
+    def entry(value, half, better="higher"):
+        return {"value": value, "low": value - half, "high": value + half, "better": better}
+
+    near = 0.9 - np.hypot(0.03, 0.04)  # where the interval of the difference touches 0
+    assert evaluate.apart(entry(0.9, 0.03), entry(near - 1e-6, 0.04)) == 1
+    assert evaluate.apart(entry(0.9, 0.03), entry(near + 1e-6, 0.04)) == 0
+    assert evaluate.apart(entry(near - 1e-6, 0.04), entry(0.9, 0.03)) == -1
+    assert evaluate.apart(entry(5, 0.1, "lower"), entry(6, 0.1, "lower")) == 1
+    assert evaluate.apart(entry(0.9, 0.03), {"value": 0.1, "low": None, "high": None}) == 0
+
+
+def test_entries_of_equal_nets_are_seldom_told_apart():
+    alarms = 0
+    for seed in range(200):
+        truth, a = classes_at(0.9, 200, seed=seed)
+        right = hits(*classes_at(0.9, 200, seed=seed + 1000)) == 1
+        b = Answers(np.where(right, truth, "none"))
+        one, other = (evaluate.scores([ACCURACY], truth, answers)[0] for answers in (a, b))
+        alarms += evaluate.apart(one, other) != 0
+    assert alarms <= 200 * 0.08
+
+
 def test_too_little_to_compare():
     empty, one = np.zeros(0), np.zeros(1)
     for truth in (empty, one):

@@ -2,7 +2,7 @@
 
 A domain is a dataclass: its fields are its options and what it learned, and they are its saved JSON. All methods but
 `encode` and `net` have defaults that fit supervised work on columns; a domain whose batches come from acting, or whose
-answers are made step by step, overrides `batches`, `loss` or `answers` and nothing else.
+answers are made step by step, overrides `batches`, `outputs`, `loss`, `validate` or `answers` and nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lamina import losses
 from lamina.batches import Batch, over
-from lamina.errors import UsageError
+from lamina.errors import DataError, UsageError
 from lamina.sources import Examples, Source
 from lamina.sources import open as open_source
 from lamina.targets.base import Answers, Target
@@ -62,7 +62,9 @@ class Domain:
         raise UsageError(f"The domain {self.name!r} has no net of its own.", fix="name one: --net FILE.py:CLASS")
 
     def batches(self, net: nn.Module, examples: Encoded, rows: np.ndarray | None, **options: Any) -> Any:
-        """Batches over some rows. `options` are those of `lamina.batches.Batches`, and `workers`."""
+        """Batches over some rows. `options` are those of `lamina.batches.Batches`, and `workers`; with shuffle=False the
+        rows as they are, to measure with. A domain that makes its batches by acting does it with `net`, and what a resumed
+        run needs of them is in their `state_dict`; they may have `scores()`, asked at the end of each epoch."""
         return over(
             examples.inputs,
             examples.truth,
@@ -72,28 +74,42 @@ class Domain:
             **options,
         )
 
+    def outputs(self, net: nn.Module, batch: Batch) -> Any:
+        """What the net gives for a batch whose answers are known: a net that writes its answer is told them here."""
+        return net(*batch.inputs)
+
     def loss(self, net: nn.Module, batch: Batch, target: Target, loss: Any) -> tuple[Tensor, Any]:
         """What is minimised over a batch (0-d), and the count its mean is taken over."""
-        output = net(*batch.inputs)
+        output = self.outputs(net, batch)
         truth = target.shape_truth(batch.truth, output)
         return loss(output, truth), losses.count(loss, output, truth, batch.count)
 
     @torch.no_grad()
     def validate(self, net: nn.Module, batches: Any, target: Target, loss: Any) -> dict[str, float]:
-        """Loss and quick scores over batches, summed on the device. The net is in evaluation mode."""
-        total: Tensor | float = 0.0
+        """Loss and quick scores over batches, summed on the device. The net is in evaluation mode.
+
+        The loss is that of all examples together, whatever the size of the batches; of a sum, it is that of an example.
+        """
+        total: Any = 0.0
+        over_all: Any = 0  # what the loss's mean is taken over, together
         sums: dict[str, Tensor] = {}
-        count = 0
+        examples = 0
         for batch in batches.epoch(0):
-            output = net(*batch.inputs)
+            output = self.outputs(net, batch)
             truth = target.shape_truth(batch.truth, output)
-            total = total + loss(output, truth).float() * batch.count
-            for name, value in target.tally(output, truth).items():
-                sums[name] = sums[name] + value if name in sums else value
-            count += batch.count
+            value, count = loss(output, truth).float(), losses.count(loss, output, truth, batch.count)
+            if isinstance(count, Tensor):  # where every truth is ignored, the loss is 0/0 and weighs nothing
+                value = torch.where(count > 0, value, 0.0)
+            total = total + (value if count is None else value * count)
+            over_all = over_all + (batch.count if count is None else count)
+            for name, amount in target.tally(output, truth).items():
+                sums[name] = sums[name] + amount if name in sums else amount
+            examples += batch.count
+        if not examples:
+            raise DataError("The validation data gave no batch.", expected="at least one batch of (x, y)")
         return {
-            "loss": float(total) / count,
-            **target.summary({name: float(value) for name, value in sums.items()}, count),
+            "loss": float(total) / float(over_all) if over_all else float("nan"),
+            **target.summary({name: float(amount) for name, amount in sums.items()}, examples),
         }
 
     @torch.no_grad()
@@ -113,7 +129,7 @@ class Domain:
         return self.answers(net, Encoded(self.encode(inputs)), target, **options)[0]
 
     def open_inputs(self, path: str) -> tuple[Any, list[str]]:
-        """A file of inputs to predict on -> raw inputs and a name for each."""
+        """A file of inputs to predict on, as the command line names it -> raw inputs and a name for each."""
         source = open_source(path)
         inputs = source.train.inputs
         count = len(inputs[0]) if isinstance(inputs, tuple) else len(inputs)

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lamina import names
-from lamina.batches import tensor
-from lamina.domains.arrays import Scale, moments, spread
+from lamina.domains.arrays import ARRAY_FILES, Scale, array_file, as_numbers, moments, spread
 from lamina.domains.base import Domain
-from lamina.errors import DataError, rows
+from lamina.errors import DataError, UsageError, rows
 from lamina.sources import Examples
 from lamina.targets.base import Target
 
@@ -49,6 +48,7 @@ class Image(Domain):
     bytes: bool = True
     mean: Any = None
     std: Any = None
+    unit: bool = True  # bytes, or floats that lie between 0 and 1: bytes and floats can stand for each other
 
     @classmethod
     def sniff(cls, examples: Examples) -> tuple[float, str]:
@@ -63,18 +63,24 @@ class Image(Domain):
         return 0.0, "not the shape of pictures"
 
     def fit(self, inputs: Any, rows: np.ndarray) -> None:
+        if not isinstance(inputs, tuple):
+            self.scale = "none"
+            return
         column = self._channels_first(inputs[0])
         self.channels, self.height, self.width = column.shape[1:]
         self.bytes = column.dtype == torch.uint8
+        if self.bytes and self.scale != "standard":
+            return
+        training = column.numpy()[rows]
+        self.unit = self.bytes or bool(training.min() >= 0 and training.max() <= 1)
         if self.scale == "standard":
-            training = column.numpy()[rows]
             pairs = [moments(training[:, c], (0, 1, 2)) for c in range(self.channels)]
             unit = 255.0 if self.bytes else 1.0
             self.mean = [[[float(mean) / unit]] for mean, _ in pairs]
-            self.std = [[[float(spread(np.asarray(std))) / unit]] for _, std in pairs]
+            self.std = [[[float(spread(mean, std)) / unit]] for mean, std in pairs]
 
     def _channels_first(self, column: Any) -> Tensor:
-        table = tensor(column if isinstance(column, Tensor) else np.asarray(column))
+        table = as_numbers(column)
         way = layout(tuple(table.shape))
         if way is None:
             alone = self.height and tuple(table.shape[-2:]) == (self.height, self.width)
@@ -93,7 +99,9 @@ class Image(Domain):
             table = table.to(torch.uint8)
         return table.contiguous()
 
-    def encode(self, inputs: Any) -> tuple[Tensor, ...]:
+    def encode(self, inputs: Any) -> Any:
+        if not isinstance(inputs, (tuple, list, np.ndarray, Tensor)) and not hasattr(inputs, "__array__"):
+            return inputs  # a Dataset
         column = inputs[0] if isinstance(inputs, tuple) else inputs
         table = self._channels_first(column)
         if self.height and tuple(table.shape[1:]) != (self.channels, self.height, self.width):
@@ -114,6 +122,11 @@ class Image(Domain):
                     )
                 table = (table * 255).round().to(torch.uint8)
         elif not self.bytes:
+            if not self.unit:
+                raise DataError(
+                    "The pictures are bytes; training had floats that did not lie between 0 and 1.",
+                    expected="floats as in training",
+                )
             table = table.float() / 255
         return (table,)
 
@@ -124,12 +137,21 @@ class Image(Domain):
         return Scale(unit) if self.scale == "unit" else Scale(unit, self.mean, self.std)
 
     def net(self, target: Target, size: str, name: str | None = None, **arguments: Any) -> nn.Module:
+        if not self.height:
+            raise UsageError(
+                "What a Dataset gives is not known before, so no net can be fitted to it.",
+                expected="pictures as an array, or a net of your own",
+                fix="net=..., or give arrays: (x, y)",
+            )
         shape = (self.channels, self.height, self.width)
         return names.module("nets", name or "convnet").NET.fitted(shape, target.width, size, **arguments)
 
     def open_inputs(self, path: str) -> tuple[Any, list[str]]:
         """Picture files (or a folder of them) as well as arrays: brought to the channels and size of training."""
         place = Path(path)
+        if place.suffix.lower() in ARRAY_FILES and place.is_file():
+            columns = array_file(place)
+            return columns, [str(row) for row in range(len(np.atleast_1d(columns[0])))]
         files = sorted(p for p in place.rglob("*") if p.suffix.lower() in PICTURE_FILES) if place.is_dir() else [place]
         if not files or files[0].suffix.lower() not in PICTURE_FILES:
             return super().open_inputs(path)
@@ -143,6 +165,8 @@ class Image(Domain):
         try:
             with Pillow.open(file) as picture:
                 upright = ImageOps.exif_transpose(picture)
+                if upright.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
+                    upright = Pillow.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
                 mode = {1: "L", 3: "RGB", 4: "RGBA"}[self.channels]
                 fitted = upright.convert(mode).resize((self.width, self.height), Pillow.Resampling.BILINEAR)
         except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:

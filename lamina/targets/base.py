@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -40,6 +41,13 @@ class Measure:
     finish: Callable[[np.ndarray], np.ndarray] | None = None  # applied to that mean: sqrt for rmse
     exact: bool = False  # a share of successes: Clopper-Pearson instead of the bootstrap
     from_confusion: Callable[[np.ndarray], np.ndarray] | None = None  # (R, K, K) counts -> (R,)
+
+
+def bare(loss: Any) -> Any:
+    """A loss without the arguments that `functools.partial` put round it."""
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    return loss
 
 
 @dataclass

@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamina.errors import DataError, UsageError, rows
-from lamina.targets.base import Answers, Measure, Target
+from lamina.targets.base import Answers, Measure, Target, bare
 
 
 @dataclass
@@ -82,6 +83,8 @@ class Classes(Target):
             bad = np.flatnonzero(~np.isfinite(column))
             if len(bad):
                 raise DataError(f"{len(bad)} labels are missing (NaN or infinite): {rows(bad)}.", fix="leave these out")
+            if np.isin(column, (0, 1)).all():  # as binary losses are given them
+                return column.astype(np.int64)
             raise DataError(
                 f"The labels are fractional numbers ({column.dtype}), such as {column[0]}.",
                 expected="class numbers (whole) or names",
@@ -132,14 +135,21 @@ class Classes(Target):
 
     def adopt(self, loss: Any) -> None:
         """Fit what a user's own loss wants: the binary losses take one output for two classes."""
-        if isinstance(loss, (nn.BCEWithLogitsLoss, nn.BCELoss, nn.SoftMarginLoss, nn.HingeEmbeddingLoss)):
-            if len(self.labels) != 2:
-                raise UsageError(
-                    f"{type(loss).__name__} is for two classes, and there are {len(self.labels)}.",
-                    fix="nn.CrossEntropyLoss()",
-                )
-            self.single = True
-            self.probabilities = isinstance(loss, nn.BCELoss)
+        loss = bare(loss)
+        if isinstance(loss, (nn.SoftMarginLoss, nn.HingeEmbeddingLoss)):
+            raise UsageError(
+                f"{type(loss).__name__} wants answers of -1 and 1, and those of two classes are 0 and 1.",
+                fix="nn.BCEWithLogitsLoss(), which is SoftMarginLoss for 0 and 1",
+            )
+        after_sigmoid = isinstance(loss, nn.BCELoss) or loss is F.binary_cross_entropy
+        if not (after_sigmoid or isinstance(loss, nn.BCEWithLogitsLoss) or loss is F.binary_cross_entropy_with_logits):
+            return
+        self.single, self.probabilities = True, after_sigmoid
+        if len(self.labels) != 2:
+            raise UsageError(
+                f"{getattr(loss, '__name__', type(loss).__name__)} is for two classes, and there are {len(self.labels)}.",
+                fix="nn.CrossEntropyLoss()",
+            )
 
     def check(self, output: Any, truth: Tensor, loss: Any) -> None:
         shape, count = tuple(output.shape), len(truth)
@@ -158,7 +168,12 @@ class Classes(Target):
             raise UsageError(
                 f"Your net returned {shape} but there are {len(self.labels)} classes.",
                 expected=f"({count}, {len(self.labels)})",
-                fix=f"give the last layer {len(self.labels)} outputs",
+                fix=f"give the last layer {len(self.labels)} outputs"
+                + (
+                    ", or name a loss for one: nn.BCEWithLogitsLoss()"
+                    if shape[1] == 1 and len(self.labels) == 2
+                    else ""
+                ),
             )
         elif shape[1] > len(self.labels):  # a net with room for classes that did not occur
             extra = range(len(self.labels), shape[1])
@@ -183,15 +198,18 @@ class Classes(Target):
             probabilities = torch.stack([1 - second, second], 1)
         else:
             probabilities = torch.softmax(output.double(), 1).float()
-        best = probabilities.argmax(1).numpy()
+        best = self._best(output).numpy()
         table = probabilities.numpy()
         return Answers(np.asarray(self.labels)[best], table[np.arange(len(best)), best], table)
 
-    def tally(self, output: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    def _best(self, output: Tensor) -> Tensor:
+        """The class numbers (N,) that a net's outputs say: of the logits, since probabilities are rounded to ties."""
         if self.single:
-            guess = (output.reshape(-1) > (0.5 if self.probabilities else 0.0)).to(truth.dtype)
-            return {"correct": (guess == truth.reshape(-1)).sum()}
-        return {"correct": (output.argmax(1) == truth).sum()}
+            return (output.reshape(-1) > (0.5 if self.probabilities else 0.0)).long()
+        return output.argmax(1)
+
+    def tally(self, output: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        return {"correct": (self._best(output) == truth.reshape(-1)).sum()}
 
     def summary(self, sums: dict[str, float], count: int) -> dict[str, float]:
         return {"accuracy": sums["correct"] / count}

@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamina.errors import DataError, UsageError, rows
-from lamina.targets.base import Answers, Measure, Target
+from lamina.targets.base import Answers, Measure, Target, bare
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Tags(Target):
         table = np.asarray(truth)
         if table.ndim == 2 and table.shape[1] > 1 and table.dtype.kind in "fiub" and np.isin(table, (0, 1)).all():
             if (table.sum(1) == 1).all():
-                return 0.6, "0/1 matrix (exactly one a row: give y.argmax(1) if these are classes)"
+                return 0.85, "a 0/1 matrix (exactly one 1 a row: give y.argmax(1) if these are classes)"
             return 0.95, f"the answers are a 0/1 matrix of {table.shape[1]} columns"
         return 0.0, "the answers are not a 0/1 matrix"
 
@@ -63,7 +64,7 @@ class Tags(Target):
         return nn.BCEWithLogitsLoss()
 
     def adopt(self, loss: Any) -> None:
-        self.probabilities = isinstance(loss, nn.BCELoss)
+        self.probabilities = isinstance(bare(loss), nn.BCELoss) or bare(loss) is F.binary_cross_entropy
 
     def check(self, output: Any, truth: Tensor, loss: Any) -> None:
         if tuple(output.shape) != tuple(truth.shape):

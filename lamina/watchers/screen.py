@@ -284,8 +284,10 @@ def _epoch(progress: Any) -> str:
 
 
 def _score(scores: Mapping[str, float]) -> str:
-    """The first score of the validation that is not the loss; else the first there is."""
-    names = sorted(scores, key=lambda name: (not name.startswith("valid/"), name.endswith("loss")))
+    """The first score of the validation that is not the loss; else the first there is. The training loss is shown anyway."""
+    names = sorted(
+        scores.keys() - {"train/loss"}, key=lambda name: (not name.startswith("valid/"), name.endswith("loss"))
+    )
     return f"{names[0]} {_short(scores[names[0]])}" if names else ""
 
 
@@ -330,16 +332,15 @@ def _interval(entry: Mapping[str, Any]) -> str:
 
 
 def _verdict(headline: Mapping[str, Any], baselines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Whether the net beats the best baseline, as far as two intervals can tell."""
-    known = [entry for entry in baselines if entry.get("low") is not None and entry.get("high") is not None]
-    if not known or headline.get("low") is None or headline.get("high") is None:
+    """Whether the net beats the best baseline: paired, on the same examples, where both answered them."""
+    from lamina.evaluate import beats, best_of
+
+    best = best_of([{"better": headline.get("better"), **entry} for entry in baselines])
+    if best is None or best.get("low") is None or headline.get("low") is None:
         return []
-    sign = -1 if headline.get("better") == "lower" else 1
-    best = max(known, key=lambda entry: sign * entry["value"])
-    ours, theirs = (sorted((sign * entry["low"], sign * entry["high"])) for entry in (headline, best))
-    name = f"the best baseline, {best['name']}"
-    if ours[0] > theirs[1]:
-        return [f"The net beats {name}, for certain: the intervals do not overlap."]
-    if ours[1] < theirs[0]:
-        return [f"The net is worse than {name}, for certain: the intervals do not overlap."]
-    return [f"Whether the net beats {name}, is not certain: the intervals overlap. More test examples would tell."]
+    name, paired = f"the best baseline, {best['name']}", best.get("paired")
+    by = "the intervals are apart" if paired is None else f"paired, p = {paired['p']:.2g}"
+    certain = beats(headline, best)
+    if certain:
+        return [f"The net {'beats' if certain > 0 else 'is worse than'} {name}, for certain ({by})."]
+    return [f"Whether the net beats {name}, is not certain. More test examples would tell."]

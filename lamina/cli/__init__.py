@@ -1,0 +1,77 @@
+"""The command line: `lamina VERB ...`, a verb a file.
+
+In: the words a person typed. Out: what the verb prints, and an exit code: 0 success, 2 usage, 3 bad data, 4 bad run or
+checkpoint, 5 diverged, 6 out of resources, 130 or 143 interrupted. Errors go to stderr in three parts (what, expected,
+fix), without a traceback unless `--debug`. A verb's module is imported only when it runs; `--help` loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+VERBS = {
+    "train": "Train a net on a source, measure it on data it has not seen, and write a run folder.",
+    "resume": "Go on with a run where it stopped.",
+    "evaluate": "Scores of a run on its held-out split, or on labelled data given.",
+    "predict": "Answers of a run for new inputs.",
+    "compare": "Is one run better than another? Paired, on the same held-out examples.",
+    "check": "What is wrong with these data, before an hour is spent.",
+    "checkpoints": "List the checkpoints of a run and verify them.",
+    "report": "Write the report of a run again.",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point of the `lamina` command."""
+    try:
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # before a verb could answer it
+        print("Stopped.", file=sys.stderr)
+        code = 130
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader went away: `lamina predict ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    from lamina.cli.frame import UsageMistake, application
+    from lamina.errors import LaminaError
+
+    try:
+        result = application()(arguments, prog_name="lamina", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except UsageMistake as mistake:
+        mistake.show()  # type: ignore[attr-defined]
+        return 2
+    except LaminaError as error:
+        if "--debug" in arguments:
+            raise
+        _print_error(error)
+        return error.exit_code
+    except (MemoryError, OSError) as error:
+        if "--debug" in arguments or (isinstance(error, BrokenPipeError)):
+            raise
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return 6
+
+
+def _print_error(error: Any) -> None:
+    """The three parts of an error, each on its own lines."""
+    from lamina.errors import Interrupted
+
+    head = "stopped" if isinstance(error, Interrupted) else "error"
+    print(f"{head}: {error.what}", file=sys.stderr)
+    if error.expected:
+        print(f"expected: {error.expected}", file=sys.stderr)
+    if error.fix:
+        print(f"{'go on' if head == 'stopped' else 'fix'}: {error.fix}", file=sys.stderr)
+
+
+def verb(name: str) -> Any:
+    """The function of a verb."""
+    return getattr(importlib.import_module(f"lamina.cli.{name}"), name)

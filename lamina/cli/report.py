@@ -1,0 +1,24 @@
+"""`lamina report RUN`: write report.html and figures/ again."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lamina.cli.frame import Debug, OwnDomain, OwnNet, OwnTask
+
+
+def report(
+    run: Annotated[str, typer.Argument(help="A run folder.")],
+    net: OwnNet = None,
+    domain: OwnDomain = None,
+    task: OwnTask = None,
+    debug: Debug = False,
+) -> None:
+    from lamina.report import writing
+    from lamina.run import load
+
+    opened = load(run, net=net, domain=domain, task=task)
+    writing.again(opened)
+    typer.echo(f"{opened.folder / 'report.html'}")

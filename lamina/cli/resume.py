@@ -1,0 +1,29 @@
+"""`lamina resume RUN`: go on where it stopped."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lamina.cli.frame import Debug, OwnDomain, OwnNet, OwnTask, Quiet
+
+
+def resume(
+    run: Annotated[str, typer.Argument(help="A run folder.")],
+    net: OwnNet = None,
+    loss: Annotated[str | None, typer.Option("--loss", help="Your own loss' code: FILE.py:FUNCTION.")] = None,
+    domain: OwnDomain = None,
+    task: OwnTask = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    from lamina import training
+    from lamina.run import facts
+
+    if facts(run)["status"] == "done":
+        typer.echo(f"{run} is done: there is nothing to resume.")
+        return
+    found = training.resume(run, net=net, loss=loss, domain=domain, task=task, quiet=quiet)
+    if quiet:
+        typer.echo(f"{found.folder}\t{found.headline}")

@@ -1,0 +1,54 @@
+"""`lamina train SOURCE`: check, split, baseline, train, evaluate, report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from lamina.cli.frame import Debug, Quiet, mapping, with_recipe
+from lamina.recipe import MAPPINGS
+
+
+def _train(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="digits, iris, wine, breast_cancer, diabetes, mnist; an .npz or IDX file; a folder of IDX files."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Settings from a TOML file; flags go before it.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the run's folder; a free number without it.")
+    ] = None,
+    runs: Annotated[str, typer.Option("--runs", help="Where run folders are made.")] = "runs",
+    quiet: Quiet = False,
+    debug: Debug = False,
+    **settings: Any,
+) -> None:
+    from lamina import training
+    from lamina.errors import UsageError
+
+    if source is None and recipe is None:
+        raise UsageError("No source was given.", expected="lamina train SOURCE", fix="lamina train digits")
+    for key in MAPPINGS:
+        if key in settings:
+            settings[key] = mapping(settings[key], f"--{key.replace('_', '-')}")
+    run = training.train(
+        source,
+        recipe=recipe,
+        name=name,
+        runs=runs,
+        quiet=quiet,
+        command=shlex.join(["lamina", *sys.argv[1:]]),
+        **settings,
+    )
+    if quiet:
+        typer.echo(f"{run.folder}\t{run.headline}")
+
+
+train = with_recipe(_train)

@@ -1,0 +1,605 @@
+"""What a training will be, with everything decided: the first half of `train`.
+
+In: what the user asked for (a `Recipe` and objects of his own) and the data. Out: a `Job`, and the parts that learning
+needs made from it: net, loss, batches, optimiser, schedule. What does not fit is said here, before the first step.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lamina import (
+    augment,
+    data,
+    devices,
+    engine,
+    files,
+    initialisers,
+    losses,
+    mixing,
+    names,
+    optimizers,
+    penalties,
+    schedules,
+)
+from lamina import recipe as recipes
+from lamina import run as runs_
+from lamina import sources as sources_
+from lamina.batches import Batch, balanced, keeping_generators
+from lamina.errors import LaminaError, ResourceError, UsageError, near
+from lamina.finder import find_learning_rate
+from lamina.recipe import Origin, Recipe
+from lamina.watchers.screen import Screen
+
+
+@dataclass
+class Job:
+    """A training with everything decided."""
+
+    recipe: Recipe
+    origins: dict[str, Origin]
+    data: data.Data
+    net: nn.Module
+    loss: Any
+    device: torch.device
+    own_optimizer: Any
+    watchers: Sequence[Any]
+    folder: Path
+    facts: dict[str, Any]  # run.json
+    screen: Screen
+    began: float  # time.monotonic() when the user pressed enter
+    health: Any = None  # the watcher that looks for dead units and vanishing gradients
+
+    @property
+    def supervised(self) -> bool:
+        return self.data.target.needs_truth
+
+
+def validated(asked: dict[str, Any], objects: dict[str, Any]) -> Recipe:
+    """The recipe, or every mistake in it at once: values, keys, names and objects, before any data are read."""
+    mistakes = _of_wrong_kind(objects)
+    try:
+        wanted = recipes.make(**asked)
+    except UsageError as error:
+        mistakes.append(str(error))
+    known: dict[str, list[str]] = {
+        "net": names.known("nets"),
+        "domain": names.known("domains"),
+        "task": names.known("targets"),
+        "optimizer": optimizers.names(),
+        "schedule": schedules.names(),
+        "init": [*initialisers.names(), "pytorch"],
+    }
+    for what, choices in known.items():
+        given = asked.get(what)
+        if isinstance(given, str) and not names.is_own(given):
+            plain = given.lower().replace("-", "_")
+            if plain not in choices:
+                mistakes.append(f"There is no {what} {given!r}: {near(plain, choices)}")
+    for what, build in (
+        ("augment", augment.make),
+        ("device", _named_device),
+        ("loss", lambda name: losses.make(name, **asked.get("loss_arg", {}))),
+    ):
+        if isinstance(asked.get(what), str) and not names.is_own(asked[what]):
+            try:
+                build(asked[what])
+            except UsageError as error:
+                mistakes.append(str(error))
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+    for what in ("net", "loss", "domain", "task"):
+        if names.is_own(getattr(wanted, what) or ""):
+            names.own(getattr(wanted, what))
+    return wanted
+
+
+def _named_device(name: str) -> None:
+    """A UsageError for a name that is none. Whether the device is here is asked later: a recipe may have travelled."""
+    with suppress(ResourceError):
+        devices.pick(name)
+
+
+def _of_wrong_kind(objects: dict[str, Any]) -> list[str]:
+    """What was given in the place of a net, a loss, ... and cannot be one."""
+    fits: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "net": (lambda given: isinstance(given, nn.Module) or callable(given), "an nn.Module, or a class of one"),
+        "loss": (callable, "a callable (output, truth) -> 0-d tensor"),
+        "optimizer": (lambda given: isinstance(given, torch.optim.Optimizer) or callable(given),
+                      "a torch.optim.Optimizer, or a callable (parameters) -> optimizer"),
+        "domain": (lambda given: hasattr(given, "encode"), "a class of lamina.domains.base.Domain"),
+        "task": (lambda given: hasattr(given, "encode"), "a class of lamina.targets.base.Target"),
+    }  # fmt: skip
+    return [
+        f"The {what} is of the type {type(given).__name__}; it can be {fits[what][1]}, or a name."
+        for what, given in objects.items()
+        if what in fits and not fits[what][0](given)
+    ]
+
+
+def check_idle(settings: dict[str, Any], objects: dict[str, Any], own_net: bool) -> None:
+    """Refuse settings that would do nothing beside the objects they were given with."""
+    made = {"net": "net_arg", "loss": "loss_arg"}
+    idle = {
+        name: f"the {what} is made already" for what, name in made.items() if isinstance(objects.get(what), nn.Module)
+    }
+    if "optimizer" in objects:
+        names_ = ("learning_rate", "weight_decay", "rates", "optimizer_arg")
+        idle |= dict.fromkeys(names_, "the optimizer is yours, and has its own")
+    if own_net:
+        idle["size"] = "the net is yours, and has its own"
+    if settings.get("weights") is not None:
+        idle["init"] = "the weights are read from a file"
+    mistakes = [f"{name} would do nothing: {why}." for name, why in idle.items() if settings.get(name)]
+    if mistakes:
+        raise UsageError("\n".join(mistakes), fix="leave it out" if len(mistakes) == 1 else "leave them out")
+
+
+def check_watchers(watchers: Sequence[Any]) -> None:
+    for watch in watchers:
+        if not callable(watch):
+            raise UsageError(
+                f"A watcher is of the type {type(watch).__name__}.",
+                expected="a callable (progress) -> Stop, Save, Log or None",
+            )
+
+
+def check_tag(folder: Path, tag: str) -> None:
+    """A watcher may keep a state under a name of its own, and not over what else is in the run."""
+    if Path(tag).name != tag or tag in (".", ".."):
+        raise UsageError(f"Save({tag!r}) is not the name of a folder.", expected="a name without slashes")
+    if (folder / tag).exists() and not (folder / tag / files.MANIFEST).is_file():
+        raise UsageError(f"Save({tag!r}) would replace {folder / tag}.", fix="another name")
+
+
+def check_validation(recipe: Recipe, there: bool) -> None:
+    """Refuse settings that read the scores of a validation split where there is none."""
+    asked = {"early_stopping": bool(recipe.early_stopping), "keep=best": recipe.keep == "best",
+             "schedule=plateau": recipe.schedule == "plateau"}  # fmt: skip
+    needs = [name for name, wanted in asked.items() if wanted]
+    if needs and not there:
+        raise UsageError(
+            f"{' and '.join(needs)} reads the scores of a validation split, and there is none.",
+            fix="--valid 0.1, or validation data of your own",
+        )
+
+
+def free_folder(runs: Path, name: str | None, source: Any) -> Path:
+    """The folder the run will have; that it can be written is found out now, not after an hour."""
+    files.folder(runs)
+    probe = runs / f"{files.TEMPORARY}probe-{time.monotonic_ns()}"
+    files.write(probe, b"")
+    probe.unlink()
+    if name is not None:
+        place = runs / name
+        if Path(name).name != name or name in (".", ".."):
+            raise UsageError(
+                f"name is {name!r}.", expected="a folder's name without slashes", fix="--runs DIR for the place"
+            )
+        if place.exists():
+            raise UsageError(
+                f"{place} exists already.",
+                fix=f"choose another --name, delete it, or go on with it: lamina resume {place}",
+            )
+        return place
+    stem = Path(str(source)).stem.lower() if isinstance(source, (str, Path)) else "run"
+    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in stem).strip("-") or "run"
+    k = 1
+    while (runs / f"{stem}-{k}").exists():
+        k += 1
+    return runs / f"{stem}-{k}"
+
+
+def open_source(source: Any, wanted: Recipe, objects: dict[str, Any], groups: Any, times: Any) -> sources_.Source:
+    kind = objects.get("domain", wanted.domain)
+    options = runs_.given_sources(wanted)
+    options.update({part: objects[part] for part in ("valid", "test") if part in objects})
+    if isinstance(source, sources_.Source):
+        opened = source
+    elif kind is not None:
+        opened = data.build("domains", kind, "DOMAIN").read(source, **options)
+    else:
+        opened = sources_.open(source, **options)
+    for attribute, column in (("groups", groups), ("times", times)):
+        if column is not None:
+            column = np.asarray(column)
+            if len(column) != opened.train.count:
+                raise UsageError(f"{attribute} has {len(column)} entries for {opened.train.count} examples.")
+            setattr(opened.train, attribute, column)
+    return opened
+
+
+def build_net(
+    recipe: Recipe, given: Any, loaded: data.Data, own_net: bool, name: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The net and what run.json says of it."""
+    if not own_net:
+        try:
+            module = loaded.domain.net(loaded.target, recipe.size or "small", name, **recipe.net_arg)
+        except TypeError as error:
+            kind = names.module("nets", name).NET
+            known = [key for key in inspect.signature(kind).parameters if key not in ("inputs", "channels", "outputs")]
+            hints = [f"{key}: {near(key, known)}" for key in recipe.net_arg if key not in known]
+            raise UsageError(
+                f"The net {name} could not be made with {recipe.net_arg}: {error}.", expected="; ".join(hints)
+            ) from error
+        return module, {"name": name, "own": False, "size": recipe.size, "arguments": recipe.net_arg}
+    kind = given if given is not None else names.own(recipe.net or "")
+    if isinstance(kind, nn.Module):
+        module, arguments = kind, {}
+    elif callable(kind):
+        try:
+            module, arguments = kind(**recipe.net_arg), dict(recipe.net_arg)
+        except TypeError as error:
+            known = [k for k in inspect.signature(kind).parameters if k not in ("self", "args", "kwargs")]
+            raise UsageError(
+                f"{title(kind)} could not be made with {recipe.net_arg or 'no arguments'}: {error}",
+                expected=f"arguments among {', '.join(known) or 'none'}",
+                fix="--net-arg NAME=VALUE",
+            ) from error
+        except Exception as error:
+            raise UsageError(f"{title(kind)} could not be made: {type(error).__name__}: {error}") from error
+    else:
+        module, arguments = kind, {}
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"The net is a {type(module).__name__}.", expected="an nn.Module, or a class of one")
+    return module, {"name": type(module).__name__, **code_record(kind, recipe.net), "arguments": arguments}
+
+
+def code_record(given: Any, named: str | None) -> dict[str, Any]:
+    """Where an own object's code lies: file, class and hash. The code itself is never stored."""
+    if given is None and not names.is_own(named or ""):
+        return {"own": False, "name": named}
+    thing = given if given is not None else names.own(named or "")
+    kind = thing if inspect.isclass(thing) or inspect.isfunction(thing) else type(thing)
+    record: dict[str, Any] = {"own": True, "class": getattr(kind, "__qualname__", str(kind))}
+    module = getattr(kind, "__module__", "")
+    if module.startswith("torch."):
+        return record
+    try:
+        file = inspect.getsourcefile(kind)
+    except TypeError:
+        file = None
+    if file and Path(file).is_file():
+        record.update(file=Path(file).name, sha256=names.file_hash(file))
+    return record
+
+
+def build_loss(recipe: Recipe, given: Any, loaded: data.Data) -> Any:
+    """The loss: an object or function of the user's, a name, or the target's own."""
+    smoothing = recipe.label_smoothing or 0.0
+    arguments = dict(recipe.loss_arg)
+    weigh = recipe.balance == "weights"
+    name = recipe.loss
+    if given is None and names.is_own(name or ""):
+        given = names.own(name or "")
+    if given is not None:
+        if smoothing or weigh:
+            asked = "label_smoothing" if smoothing else "balance=weights"
+            raise UsageError(f"{asked} is built into losses by name, and you gave your own.",
+                             fix="build it into your loss, or name one: loss='cross_entropy'")  # fmt: skip
+        return _own_loss(given, arguments)
+    if (smoothing or weigh) and loaded.target.name != "classes":
+        asked = "label_smoothing" if smoothing else "balance=weights"
+        raise UsageError(f"{asked} is for classes, and these answers are {loaded.target.name}.", fix="leave it out")
+    if name is None and (smoothing or weigh) and loaded.target.width > 1:
+        name = "cross_entropy"
+    if name is None:
+        return loaded.target.loss()
+    if name == "focal" and loaded.target.name in ("classes", "tags"):
+        arguments.setdefault("across", loaded.target.name)
+    if smoothing:
+        arguments["label_smoothing"] = smoothing
+    if weigh:
+        truth = loaded.truth("train")
+        if truth is None:
+            raise UsageError("balance=weights needs classes as columns.", fix="over or under")
+        counts = torch.bincount(truth.long(), minlength=loaded.target.width).clamp_min(1).float()
+        arguments["weight"] = len(truth) / (len(counts) * counts)
+    return losses.make(name, **arguments)
+
+
+def asked_loss(recipe: Recipe, given: Any) -> Any:
+    """The loss that was asked for, which may tell what kind the answers are; None where nobody asked."""
+    if given is None and names.is_own(recipe.loss or ""):
+        given = names.own(recipe.loss or "")
+    if given is not None:
+        return _own_loss(given, recipe.loss_arg)
+    return None if recipe.loss is None else losses.make(recipe.loss, **recipe.loss_arg)
+
+
+def _own_loss(given: Any, arguments: dict[str, Any]) -> Any:
+    """A class is made with the arguments, a function called with them."""
+    if not inspect.isclass(given):
+        return functools.partial(given, **arguments) if arguments else given
+    try:
+        return given(**arguments)
+    except Exception as error:
+        raise UsageError(
+            f"The loss {title(given)} could not be made with {arguments or 'no arguments'}: {error}",
+            fix="--loss-arg NAME=VALUE",
+        ) from error
+
+
+def batches(job: Job, part: str, *, shuffle: bool = True, net: nn.Module | None = None) -> Any:
+    """Batches over a part; the training part with everything that was asked for. net: who acts, if not the job's."""
+    recipe, loaded, net = job.recipe, job.data, net or job.net
+    encoded, rows = loaded.parts[part]
+    options: dict[str, Any] = {"batch_size": recipe.batch_size, "device": job.device, "seed": recipe.seed or 0}
+    if part != "train" or not shuffle:
+        size = recipe.batch_size if not job.supervised else max(512, recipe.batch_size or 1)
+        return loaded.domain.batches(net, encoded, rows, shuffle=False, **{**options, "batch_size": size})
+    if recipe.balance in ("over", "under"):
+        truth = loaded.truth("train")
+        if loaded.target.name != "classes" or (truth is None and encoded.encode_truth is None):
+            raise UsageError(f"balance={recipe.balance} is for classes.")
+        if truth is None:
+            truth = encoded.encode_truth(data.truths(encoded.inputs)[rows])  # type: ignore[misc]
+        options["order"] = balanced(truth, recipe.balance)
+    if recipe.augment and recipe.augment != "none":
+        options["augment"] = augment.make(recipe.augment)
+    if recipe.workers:
+        options["workers"] = recipe.workers
+    walk = loaded.domain.batches(net, encoded, rows, **options)
+    classes = loaded.target.width if loaded.target.name == "classes" and loaded.target.width > 1 else None
+    if recipe.mixup:
+        walk = mixing.Mixup(walk, classes=classes, alpha=recipe.mixup)
+    if recipe.cutmix:
+        walk = mixing.Cutmix(walk, classes=classes, alpha=recipe.cutmix)
+    return walk
+
+
+def try_batch(job: Job, walk: Any) -> None:
+    """What changes batches (augmentation, mixing) is tried on one of them. Leaves no trace."""
+    recipe = job.recipe
+    if recipe.mixup or recipe.cutmix or recipe.augment not in (None, "none"):
+        with keeping_generators():
+            first_batch(walk)
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """In evaluation mode; afterwards every module has the mode it had, a frozen BatchNorm its own."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.device, recipe: Recipe) -> None:
+    """One batch through net and loss, before an hour is spent: what does not fit is said now. Leaves no trace."""
+    if not any(True for _ in net.parameters()):
+        raise UsageError(
+            f"The net {type(net).__name__} has no parameters to learn.",
+            fix="make its layers attributes (self.fc1 = ...), lists of layers an nn.ModuleList",
+        )
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise UsageError(
+            f"All parameters of the net {type(net).__name__} are frozen: there is nothing to learn.",
+            fix="requires_grad_(True) for those that are to learn",
+        )
+    if type(loaded.domain).loss is not data.Domain.loss:
+        return  # the domain computes its loss itself
+    encoded, rows = loaded.parts["train"]
+    lazy = any(isinstance(p, nn.parameter.UninitializedParameter) for p in net.parameters())
+    with evaluating(net), keeping_generators(not lazy), torch.enable_grad():
+        options = {"batch_size": recipe.batch_size, "device": device, "shuffle": False}
+        batch = first_batch(loaded.domain.batches(net, encoded, rows, **options))
+        shapes = " and ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in batch.inputs)
+        try:
+            output = loaded.domain.outputs(net, batch)
+        except Exception as error:
+            raise UsageError(
+                f"Your net raised {type(error).__name__} on a batch of {shapes}: {error}",
+                expected="a forward() that takes such a batch",
+            ) from error
+        if not isinstance(output, Tensor):
+            raise UsageError(
+                f"Your net returned a {type(output).__name__} for a batch of {shapes}.", expected="a tensor"
+            )
+        loaded.target.check(output, batch.truth, loss)
+        truth = loaded.target.shape_truth(batch.truth, output)
+        try:
+            value = loss(output, truth)
+        except Exception as error:
+            raise UsageError(
+                f"The loss {title(loss)} raised {type(error).__name__} on outputs {tuple(output.shape)} and "
+                f"truth {tuple(truth.shape)} {str(truth.dtype).removeprefix('torch.')}: {error}",
+                expected="loss(output, truth) -> 0-d tensor",
+            ) from error
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise UsageError(f"The loss {title(loss)} returned {got}.", expected="a 0-d tensor: loss.mean()")
+        if not value.requires_grad:
+            raise UsageError(
+                f"The loss {title(loss)} of net {type(net).__name__} has no gradient: nothing would be learned.",
+                expected="a loss computed from the net's output by operations of torch",
+                fix="look for .detach(), .item(), .argmax() or torch.no_grad() on the way from weights to loss",
+            )
+
+
+def first_batch(walk: Any) -> Batch:
+    """A batch to try things on. A loader with a generator of its own gets it back as it was."""
+    kept = walk.state_dict()
+    batch: Batch = next(iter(walk.epoch(0)))
+    walk.load_state_dict(kept)
+    return batch
+
+
+def title(given: Any) -> str:
+    """The name of a loss or a net, for people."""
+    if isinstance(given, functools.partial):
+        return title(given.func)
+    return getattr(given, "__name__", type(given).__name__)
+
+
+def build_optimizer(job: Job, net: nn.Module) -> torch.optim.Optimizer:
+    recipe, given = job.recipe, job.own_optimizer
+    if given is not None:
+        made = given if isinstance(given, torch.optim.Optimizer) else given(net.parameters())
+        if not isinstance(made, torch.optim.Optimizer):
+            raise UsageError(
+                f"optimizer(parameters) returned a {type(made).__name__}.", expected="a torch.optim.Optimizer"
+            )
+        own = {id(parameter) for parameter in net.parameters()}
+        if not any(id(parameter) in own for group in made.param_groups for parameter in group["params"]):
+            raise UsageError(
+                f"The {type(made).__name__} holds none of the net's parameters: it would train another net.",
+                fix="make it from this net: optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
+            )
+        return made
+    rate = float(recipe.learning_rate or 1e-3)
+    name = recipe.optimizer or "adam"
+    if name == "muon":
+        arguments = dict(recipe.optimizer_arg)
+        if recipe.weight_decay:
+            arguments["weight_decay"] = recipe.weight_decay
+        return optimizers.make(name, net, rate, **arguments)
+    if recipe.weight_decay or recipe.rates:
+        groups: Any = penalties.decay_groups(
+            net, recipe.weight_decay or 0.0, learning_rates=recipe.rates or None, learning_rate=rate
+        )
+        if not recipe.weight_decay:
+            for group in groups:
+                group.pop("weight_decay", None)
+    else:
+        groups = [p for p in net.parameters() if p.requires_grad]
+    return optimizers.make(name, groups, rate, **recipe.optimizer_arg)
+
+
+def objective(job: Job) -> engine.Objective:
+    domain, target, loss = job.data.domain, job.data.target, job.loss
+
+    def learned(net: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+        try:
+            return domain.loss(net, batch, target, loss)
+        except (LaminaError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            shapes = " and ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in batch.inputs)
+            raise UsageError(
+                f"The net {type(net).__name__} or the loss {title(loss)} raised {type(error).__name__} on a batch of "
+                f"{shapes} in epoch {batch.epoch + 1}: {error}",
+                expected="a net and a loss that take every batch",
+            ) from error
+
+    return learned
+
+
+def penalty(recipe: Recipe) -> Callable[[nn.Module], Tensor] | None:
+    if not recipe.l1 and not recipe.l2:
+        return None
+    return penalties.elastic(recipe.l1 or 0.0, recipe.l2 or 0.0)
+
+
+def build_schedule(job: Job, batches: Any) -> Any:
+    recipe = job.recipe
+    per_epoch = None
+    with suppress(TypeError):  # a stream has no length
+        per_epoch = -(-len(batches) // (recipe.accumulate or 1))
+    total = recipe.steps or (recipe.epochs * per_epoch if recipe.epochs and per_epoch else None)
+    warmup: Any = recipe.warmup or 0
+    warmup = int(warmup) if warmup >= 1 else warmup
+    if (recipe.schedule or "constant") == "constant" and not warmup and not recipe.schedule_arg:
+        return None
+    return schedules.make(
+        recipe.schedule or "constant", steps=total, steps_per_epoch=per_epoch, warmup=warmup, **recipe.schedule_arg
+    )
+
+
+def build_ema(job: Job) -> Any:
+    if not job.recipe.ema:
+        return None
+    from torch.optim.swa_utils import AveragedModel
+
+    decay = job.recipe.ema
+
+    def average(old: Tensor, new: Tensor, count: Any) -> Tensor:
+        """Decay rises from 0.1 to its full value, so that the average forgets the initial weights in time."""
+        kept = min(decay, (1.0 + float(count)) / (10.0 + float(count)))
+        return old * kept + new * (1.0 - kept)
+
+    return AveragedModel(job.net, avg_fn=average)
+
+
+def _scratch(job: Job) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A copy of the net with an optimiser of its own, for measurements that leave no trace."""
+    if isinstance(job.own_optimizer, torch.optim.Optimizer):
+        return copy.deepcopy((job.net, job.own_optimizer))
+    net = copy.deepcopy(job.net)
+    return net, build_optimizer(job, net)
+
+
+def measured_rate(job: Job) -> float:
+    job.recipe.learning_rate = 1e-3
+    net, optimizer = _scratch(job)
+    return find_learning_rate(
+        net,
+        batches(job, "train"),
+        optimizer=optimizer,
+        objective=objective(job),
+        precision=job.recipe.precision or "fp32",
+    ).suggestion
+
+
+def plan_budget(job: Job) -> None:
+    """Epochs that fit the time: some steps are timed on a copy of the net, validation and evaluation are set aside."""
+    recipe = job.recipe
+    rate, recipe.learning_rate = recipe.learning_rate, 1e-3 if recipe.learning_rate == "find" else recipe.learning_rate
+    net, optimizer = _scratch(job)
+    walk = batches(job, "train", net=net)
+    length = len(walk)
+    with keeping_generators():
+        began = time.monotonic()
+        marks, ends = [began], []
+        for progress in engine.learn(
+            net, walk, optimizer=optimizer, objective=objective(job), epochs=None, clip_norm=recipe.clip_norm or 0.0,
+            accumulate=recipe.accumulate or 1, precision=recipe.precision or "fp32",
+        ):  # fmt: skip
+            marks.append(time.monotonic())
+            if progress.epoch_end:
+                ends.append(marks[-1])
+            if len(marks) > 10 and (marks[-1] - began > 1.5 or len(marks) > 300):
+                break
+        step = float(np.median(np.diff(marks)))
+        valid = 0.0
+        if "valid" in job.data.parts:
+            began = time.monotonic()
+            net.eval()
+            job.data.domain.validate(net, batches(job, "valid"), job.data.target, job.loss)
+            valid = time.monotonic() - began
+    recipe.learning_rate = rate
+    steps = -(-length // (recipe.accumulate or 1))
+    after = 3.0 + 2 * valid + (4.0 if recipe.baselines else 0.0)  # evaluation, figures, report
+    left = (recipe.budget or 0.0) - (time.monotonic() - job.began) - after
+    # Whole epochs, where some were seen, hold what is no step: workers that start, acting.
+    epoch = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else step * steps
+    epochs = left / (epoch + valid)
+    words = f"{recipe.budget:g} s, {1000 * step:.1f} ms a step measured"
+    if epochs >= 1:
+        recipe.epochs, job.origins["epochs"] = int(epochs), ("inferred", words)
+    else:
+        recipe.epochs, job.origins["epochs"] = 1, ("inferred", words)
+        recipe.steps, job.origins["steps"] = max(1, int(left / step)), ("inferred", f"{words}: less than an epoch fits")
+
+
+def numerics(job: Job) -> dict[str, Any]:
+    """What the last bits of a result depend on."""
+    found = devices.fingerprint(job.device, job.recipe.precision or "fp32")
+    return json.loads(json.dumps(found, default=str))  # type: ignore[no-any-return]

@@ -1,0 +1,88 @@
+"""The end of a run on paper: figures/ and report.html in its folder.
+
+In: the run's folder, its data and the facts of its training. Out: PNG files and one page that opens offline. Called by
+training at the end, and by `lamina report` again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lamina import data, evaluate, files
+from lamina.report import figures, page
+from lamina.run import Run, held_out, read_json
+
+WORST = 20  # mistakes shown
+
+
+def write(folder: Path, loaded: data.Data, facts: dict[str, Any]) -> None:
+    """Figures and page of a run. facts: those of `page`, and `truth`, `answers`, `numbers` of the held-out split."""
+    truth, answers, numbers = (facts.pop(name, None) for name in ("truth", "answers", "numbers"))
+    epochs = [row for row in facts["history"] if "event" not in row]
+    drawn: dict[str, Any] = {}
+    if epochs:
+        kept = facts["run"].get("weights", {}).get("kept") == "best"
+        drawn["curves"] = (
+            figures.curves(epochs)
+            if not kept
+            else figures.curves(epochs, best=files.manifest(folder / "best")["epoch"])
+        )
+    if answers is not None and loaded.target.name == "classes":
+        _classes(loaded, facts, drawn, truth, answers, numbers)
+    if answers is not None and loaded.target.name == "numbers":
+        drawn["scatter"] = figures.scatter(truth, answers.prediction)
+    files.folder(folder / "figures")
+    for name, figure in drawn.items():
+        files.write(folder / "figures" / f"{name}.png", page.png(figure))
+    files.write(folder / "report.html", page.page({"name": folder.name, **facts, "history": epochs}, drawn))
+
+
+def again(run: Run) -> None:
+    """The report of a run that is done, from what its folder holds and its data."""
+    loaded = run.reload()
+    scores = read_json(run.folder / "scores.json")
+    entry = read_json(run.folder / "data.json")
+    facts: dict[str, Any] = {
+        "run": run.facts,
+        "history": run.history,
+        "scores": scores["scores"],
+        "baselines": scores["baselines"],
+        "findings": entry["findings"],
+        "split": {part: count for part, count in entry["parts"].items() if count},
+        "settings": [
+            (name, value, *entry["origins"].get(name, ("default", "")))
+            for name, value in run.recipe.model_dump().items()
+            if value not in (None, {})
+        ],
+    }
+    part = next(name for name in ("test", "valid", "train") if name in loaded.parts)
+    truth, answers, numbers = held_out(run.net, loaded, part)
+    write(run.folder, loaded, {**facts, "truth": truth, "answers": answers, "numbers": numbers})
+
+
+def _classes(
+    loaded: data.Data, facts: dict[str, Any], drawn: dict[str, Any], truth: Any, answers: Any, numbers: Any
+) -> None:
+    labels = loaded.target.labels
+    facts["per_class"] = evaluate.per_class(truth, answers.prediction, labels)
+    facts["calibration"] = evaluate.calibration(truth, answers, labels)
+    counts = evaluate.confusion(truth, answers.prediction, labels)
+    drawn["confusion"] = figures.confusion(counts, labels)
+    facts["confused"] = evaluate.confused(counts, labels)
+    drawn["histogram"] = figures.histogram(answers.confidence, truth == answers.prediction)
+    drawn["reliability"] = figures.reliability(facts["calibration"])
+    wrong = np.flatnonzero(truth != answers.prediction)
+    wrong = wrong[np.argsort(-answers.confidence[wrong], kind="stable")][:WORST]
+    facts["mistakes"] = [
+        {"id": int(numbers[k]), "truth": str(truth[k]), "prediction": str(answers.prediction[k]),
+         "confidence": float(answers.confidence[k])}
+        for k in wrong
+    ]  # fmt: skip
+    encoded = next(loaded.parts[part][0] for part in ("test", "valid", "train") if part in loaded.parts)
+    if isinstance(encoded.inputs, tuple) and len(wrong):
+        pictures = loaded.domain.pictures(encoded.inputs, np.asarray(numbers)[wrong])
+        if pictures is not None:
+            drawn["mistakes"] = figures.mistakes(pictures, facts["mistakes"])

@@ -1,0 +1,244 @@
+"""What a run says of itself: the opening block, the scores, the report and the last screen.
+
+In: a `Job`, and at the end its `TrainState` and history. Out: scores.json, predictions.csv, figures/, report.html and
+run.json in the run's folder, and what a person reads on the terminal. Called by training before and after the steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+import numpy as np
+
+from lamina import baselines, data, devices, evaluate, files, names, weights
+from lamina import job as jobs
+from lamina import recipe as recipes
+from lamina import run as runs_
+from lamina import state as states
+from lamina.history import History
+from lamina.job import Job
+from lamina.report import writing
+
+TRAIN_SCORE_MOST = 10_000  # training examples scored at the end, to show the gap to the test
+
+
+def finish(job: Job, state: states.TrainState, history: History, loaded_seconds: float) -> None:
+    """Final weights, held-out scores, simple models beside them, predictions, pictures, the page, and the last screen."""
+    folder = job.folder
+    digest = _final_weights(job, state)
+    facts = _measure(job)
+    scores = facts["scores"]
+    simple = facts["baselines"] = _simple_models(job, facts)
+    headline = scores[0] if scores else None  # of the test split, else of validation, else of training
+    same = [entry for entry in simple if headline and entry["score"] == headline["score"]]
+    runs_.write_json(folder / "scores.json", {"scores": scores, "baselines": simple})
+    if "answers" in facts:
+        table = runs_.predictions_csv(job.data.target, facts["answers"], facts["numbers"], facts["truth"])
+        files.write(folder / "predictions.csv", table)
+    job.facts.update(
+        headline=headline,
+        baseline=evaluate.best_of(same),
+        epochs=state.epoch,
+        steps=state.step,
+        stopped=history.stopped or None,
+        weights={"file": runs_.WEIGHTS, "sha256": digest, "kept": job.recipe.keep},
+        seconds={
+            "total": round(time.monotonic() - job.began, 3),
+            "train": round(state.seconds, 3),
+            "load": round(loaded_seconds, 3),
+        },
+    )
+    words = _words(job, scores, history)
+    _report(job, {**facts, "run": job.facts, "history": history.rows, "words": words})
+    job.facts["seconds"]["total"] = round(time.monotonic() - job.began, 3)
+    job.facts["status"] = "done"
+    runs_.write_json(folder / "run.json", job.facts)
+    _closing(job, same, words)
+
+
+def _final_weights(job: Job, state: states.TrainState) -> str:
+    """The best or the last weights, averaged where an average was asked for, into the net and its file; its SHA-256."""
+    best = job.folder / "best"
+    if job.recipe.keep == "best" and best.is_dir():
+        read_weights, tree, _ = states.read(best)
+        weights.load_exactly(job.net, read_weights)
+        if state.ema is not None:
+            state.ema.load_state_dict(tree["ema"])
+    if state.ema is not None:
+        job.net.load_state_dict(state.ema.module.state_dict())
+    if not best.is_dir():
+        states.save(best, state, {"score": {}})
+    written = weights.to_bytes(job.net.eval().state_dict())
+    files.write(job.folder / runs_.WEIGHTS, written)
+    return hashlib.sha256(written).hexdigest()
+
+
+def _measure(job: Job) -> dict[str, Any]:
+    """Scores on every part, and truth, answers and row numbers of the one that was held out."""
+    loaded, recipe = job.data, job.recipe
+    measures, labels = loaded.target.measures(), loaded.target.labels or None
+    found: dict[str, Any] = {"scores": []}
+    for part in [name for name in ("test", "valid") if name in loaded.parts]:
+        truth, answers, numbers = runs_.held_out(job.net, loaded, part, device=job.device)
+        groups = _groups(job, numbers)
+        found["scores"] += evaluate.scores(
+            measures, truth, answers, split=part, seed=recipe.seed or 0, groups=groups, labels=labels
+        )
+        if "answers" not in found:
+            found.update(truth=truth, answers=answers, numbers=numbers, groups=groups)
+    rows = loaded.rows("train")
+    if job.supervised and rows is not None:
+        some = rows[:: max(1, len(rows) // TRAIN_SCORE_MOST)][:TRAIN_SCORE_MOST]
+        truth, answers, _ = runs_.held_out(job.net, loaded, "train", rows=some, device=job.device)
+        entry = {
+            "score": measures[0].name,
+            "value": float(measures[0].compute(truth, answers)),
+            "low": None,
+            "high": None,
+        }
+        found["scores"].append(
+            {**entry, "split": "train", "n": len(some), "better": measures[0].better, "interval": "none"}
+        )
+    return found
+
+
+def _groups(job: Job, numbers: np.ndarray) -> np.ndarray | None:
+    """Which held-out examples belong together, where that is known."""
+    groups = job.data.source.train.groups
+    return groups[numbers] if groups is not None and numbers.max() < len(groups) else None
+
+
+def _simple_models(job: Job, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Simple models on the same examples, compared with the net example by example."""
+    loaded = job.data
+    known = job.supervised and loaded.target.name in names.known("targets")
+    if not job.recipe.baselines or not known or "test" not in loaded.parts:
+        return []
+    encoded, rows = loaded.parts["train"]
+    if rows is None or not isinstance(encoded.inputs, tuple) or len(encoded.inputs) != 1:
+        return []
+    table, truth = encoded.inputs[0].numpy(), loaded.truth("train")
+    assert truth is not None
+    return baselines.baselines(
+        loaded.target.name,  # type: ignore[arg-type]
+        table[rows],
+        loaded.target.people(truth.numpy()),
+        table[facts["numbers"]],
+        facts["truth"],
+        loaded.target.measures(),
+        seed=job.recipe.seed or 0,
+        labels=loaded.target.labels or None,
+        groups=facts["groups"],
+        net=facts["answers"],
+    )
+
+
+def _words(job: Job, scores: list[dict[str, Any]], history: History) -> list[str]:
+    """What a person should know beside the score, in sentences."""
+    found = []
+    by_split = {entry["split"]: entry for entry in reversed(scores) if entry["score"] == scores[0]["score"]}
+    train, test = by_split.get("train"), by_split.get("test")
+    if (
+        train
+        and test
+        and test["low"] is not None
+        and test["better"] == "higher"
+        and train["value"] - test["value"] > 0.05
+    ):
+        found.append(
+            f"The net knows its training data better than new data ({train['score']} {train['value']:.3f} against "
+            f"{test['value']:.3f}): more data, --augment, --net-arg dropout=0.3 or --early-stopping 5 may help."
+        )
+    if history.stopped:
+        found.append(f"Stopped early: {history.stopped}")
+    if "test" not in job.data.parts:
+        found.append("There is no test split, so this score is from data the training has seen the effects of.")
+    if job.health is not None:
+        found += [f"{finding['what']} {finding['fix']}" for finding in job.health.findings[:3]]
+    return found
+
+
+def _commands(job: Job) -> list[str]:
+    """The next three."""
+    folder, loaded = job.folder, job.data
+    records = {"net": job.facts["net"]}
+    for what, room, kind in (("domain", "domains", loaded.domain), ("task", "targets", loaded.target)):
+        records[what] = jobs.code_record(kind, None) if kind.name not in names.known(room) else {}
+    own = "".join(f" --{what} {record.get('file') or 'FILE.py'}:{record['class']}"
+                  for what, record in records.items() if record.get("own"))  # fmt: skip
+    example = {"image": "PICTURE.png", "arrays": "INPUT.npz"}.get(loaded.domain.name, "INPUT")
+    return [
+        f"python -m webbrowser {folder}/report.html",
+        f"lamina predict {folder} {example}{own}",
+        f"lamina evaluate {folder}{own}",
+    ]
+
+
+def opening(job: Job, resumed: bool) -> None:
+    """What is about to happen, what was inferred, why, and how to change it."""
+    recipe, loaded, record = job.recipe, job.data, job.facts["net"]
+
+    def why(name: str) -> str:
+        origin, reason = job.origins.get(name, ("default", ""))
+        return reason if origin == "inferred" else origin if origin == "yours" else ""
+
+    sizes = " / ".join(f"{loaded.size(part):,}" for part in data.PARTS if loaded.size(part))
+    titles = " / ".join(part for part in data.PARTS if loaded.size(part))
+    labels = getattr(loaded.target, "labels", None) or []
+    target = f"{loaded.target.name} ({len(labels)})" if labels else loaded.target.name
+    rows = [
+        ("run", str(job.folder), "resumed" if resumed else "--name and --runs choose another"),
+        ("data", loaded.source.name, loaded.source.about),
+        ("input", loaded.domain.name, why("domain")),
+        ("answer", target, why("task")),
+        ("split", sizes, f"{titles}; {loaded.split.how if loaded.split else 'as given'}"),
+        ("net", f"{record['name']}, {record['parameters']:,} parameters", why("net")),
+        ("loss", jobs.title(job.loss), "yours" if job.facts["loss"].get("own") or recipe.loss else ""),
+    ]
+    name = type(job.own_optimizer).__name__ if job.own_optimizer is not None else recipe.optimizer
+    rate = "" if job.own_optimizer is not None else f", rate {recipe.learning_rate:g}"
+    rows.append(("optimizer", f"{name}{rate}, {recipe.schedule}", why("schedule") or why("optimizer")))
+    length = f"{recipe.epochs} epochs" if recipe.steps is None else f"{recipe.steps} steps"
+    rows.append(("length", f"{length}, batches of {recipe.batch_size}", why("epochs")))
+    extras = [
+        (name, f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
+        for name in ("augment", "balance", "mixup", "cutmix", "label_smoothing", "weight_decay", "l1", "l2", "clip_norm",
+                     "clip_value", "ema", "accumulate", "early_stopping", "precision", "init")
+        if (value := getattr(recipe, name)) not in (None, 0, 0.0, 1, "none", "fp32", "pytorch")
+    ]  # fmt: skip
+    if extras:
+        rows.append(("also", ", ".join(words for _, words in extras), "recipe.toml has each reason"))
+    rows.append(("device", devices.describe(job.device), why("device")))
+    job.screen.opening(rows)
+    job.screen.findings([(f.severity, f.what, f.fix or f.done) for f in loaded.findings])
+
+
+def _closing(job: Job, simple: list[dict[str, Any]], words: list[str]) -> None:
+    headline = job.facts["headline"]
+    paths = [
+        ("report.html", "the whole story, with pictures"),
+        ("predictions.csv", "held-out examples, truth and prediction"),
+        ("recipe.toml", "every setting, and why"),
+        ("weights.safetensors", "the trained weights"),
+    ]
+    if headline is not None:
+        job.screen.closing(headline, simple, str(job.folder), paths, _commands(job), words)
+
+
+def _report(job: Job, facts: dict[str, Any]) -> None:
+    facts["settings"] = [
+        (name, value, *job.origins.get(name, ("default", "")))
+        for name in recipes.FIELDS
+        if (value := getattr(job.recipe, name)) not in (None, {})
+    ]
+    facts["commands"] = _commands(job)
+    facts["findings"] = [finding(found) for found in job.data.findings]
+    facts["split"] = {part: job.data.size(part) for part in data.PARTS if job.data.size(part)}
+    writing.write(job.folder, job.data, facts)
+
+
+def finding(found: Any) -> dict[str, Any]:
+    """A finding about the data as JSON."""
+    return {name: getattr(found, name) for name in ("kind", "severity", "what", "count", "examples", "done", "fix")}

@@ -1,0 +1,371 @@
+"""A run folder, opened: what was trained, how good it is, and the net in use.
+
+In: a folder that `lamina train` wrote. Out: `Run`: its headline, history and scores, predictions of new inputs, and
+evaluation on labelled data. Everything that comes after training takes a run; nothing here trains.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lamina import data, devices, evaluate, files, names, recipe, splits, state, weights
+from lamina.domains.base import Domain
+from lamina.errors import DataError, RunError, UsageError, near
+from lamina.sources import Source
+from lamina.targets.base import Answers, Measure, Target
+
+SCHEMA = 1
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The score of a run, with its 95 % interval."""
+
+    score: str
+    value: float
+    low: float | None
+    high: float | None
+    split: str
+    n: int
+
+    def __str__(self) -> str:
+        between = "" if self.low is None else f" (95 % interval {self.low:.4f} to {self.high:.4f}, {self.n:,} examples)"
+        return f"{self.split} {self.score} {self.value:.4f}{between}"
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing.", expected="a run folder as `lamina train` writes it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is damaged: {error}", fix="restore it from a copy, or train again") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    files.write(path, json.dumps(content, indent=1, default=_plain, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no JSON")
+
+
+def facts(folder: str | Path) -> dict[str, Any]:
+    """run.json of a folder, checked."""
+    folder = Path(folder)
+    if not (folder / "run.json").is_file():
+        beside = [p.parent.name for p in folder.parent.glob("*/run.json")] if folder.parent.is_dir() else []
+        raise RunError(
+            f"{folder} is no run: it has no run.json. {near(folder.name, beside) if beside else ''}".rstrip(),
+            expected="a folder that `lamina train` wrote",
+        )
+    found = read_json(folder / "run.json")
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        version = found.get("lamina") if isinstance(found, dict) else None
+        raise RunError(
+            f"{folder} was written by Lamina {version or 'of an unknown version'}, run schema "
+            f"{found.get('schema') if isinstance(found, dict) else None!r}.",
+            expected=f"run schema {SCHEMA}",
+            fix="open it with the Lamina that wrote it",
+        )
+    return found
+
+
+def own_code(asked: Any, record: dict[str, Any] | None, what: str) -> Any:
+    """The user's own object for a run that was trained with one: only from what he names again, never by itself."""
+    if asked is not None:
+        if isinstance(asked, str) and names.is_own(asked):
+            if record and record.get("sha256") and names.file_hash(asked.rpartition(":")[0]) != record["sha256"]:
+                raise RunError(
+                    f"{asked.rpartition(':')[0]} is not the file the run was trained with: its SHA-256 differs.",
+                    fix=f"give the original file, or pass the {what} itself from Python",
+                )
+            return names.own(asked)
+        return asked
+    if record and record.get("own"):
+        place, title = record.get("file"), record.get("class")
+        python = f"from Python: lamina.{'resume' if what in ('loss', 'optimizer') else 'load'}(run, {what}=...)"
+        if place is None:
+            raise RunError(
+                f"The {what} of this run was an object of yours ({title}), and objects are not stored.",
+                fix=f"give it again {python}",
+            )
+        raise RunError(
+            f"The {what} of this run is code of yours ({title} in {place}), and code is run only when you name it.",
+            fix=f"--{what} {place}:{title}, or {python}",
+        )
+    return None
+
+
+def domain_and_target(folder: Path, domain: Any = None, task: Any = None) -> tuple[Domain, Target]:
+    """What data.json says, built again with what was learned."""
+    record = read_json(folder / "data.json")
+    built = []
+    for room, asked, attribute, what in (("domains", domain, "DOMAIN", "domain"), ("targets", task, "TARGET", "task")):
+        entry = record[what]
+        own = own_code(asked, entry, what)
+        kind = own if own is not None else getattr(names.module(room, entry["name"]), attribute)
+        kind = kind if isinstance(kind, type) else type(kind)
+        built.append(kind(**entry["state"]))
+    return built[0], built[1]
+
+
+def build_net(record: dict[str, Any], domain: Domain, target: Target, asked: Any = None) -> nn.Module:
+    """The net of a run, with fresh weights."""
+    own = own_code(asked, record, "net")
+    if own is None:
+        return domain.net(target, record.get("size") or "small", record["name"], **record.get("arguments", {}))
+    return own(**record.get("arguments", {})) if not isinstance(own, nn.Module) else own
+
+
+class Run:
+    """A run folder. `load` opens one; `train` gives the one it made."""
+
+    def __init__(self, folder: str | Path, *, net: Any = None, domain: Any = None, task: Any = None):
+        self.folder = Path(folder)
+        self.facts = facts(self.folder)
+        self._net, self._domain, self._task = net, domain, task
+        self._built: nn.Module | None = None
+        self._kinds: tuple[Domain, Target] | None = None
+
+    def __repr__(self) -> str:
+        score = self.headline if self.facts.get("headline") else "no score"
+        return f"Run({str(self.folder)!r}, {self.facts['status']}, {score})"
+
+    @property
+    def headline(self) -> Headline:
+        found = self.facts.get("headline")
+        if not found:
+            raise RunError(f"{self.folder} has no score: its status is {self.facts['status']!r}.",
+                           fix=f"lamina resume {self.folder}")  # fmt: skip
+        return Headline(**{name: found[name] for name in ("score", "value", "low", "high", "split", "n")})
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """An entry an epoch, and an event."""
+        place = self.folder / "history.jsonl"
+        return [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()] if place.is_file() else []
+
+    @property
+    def scores(self) -> list[dict[str, Any]]:
+        return list(read_json(self.folder / "scores.json")["scores"])
+
+    @property
+    def domain(self) -> Domain:
+        self._kinds = self._kinds or domain_and_target(self.folder, self._domain, self._task)
+        return self._kinds[0]
+
+    @property
+    def target(self) -> Target:
+        self._kinds = self._kinds or domain_and_target(self.folder, self._domain, self._task)
+        return self._kinds[1]
+
+    @property
+    def recipe(self) -> recipe.Recipe:
+        return recipe.make(**recipe.read(self.folder / "recipe.toml"))
+
+    @property
+    def net(self) -> nn.Module:
+        """The trained net, in evaluation mode, on the CPU: a plain `nn.Module` that takes what `prepare` gives."""
+        if self._built is None:
+            net = build_net(self.facts["net"], self.domain, self.target, self._net)
+            weights.load_exactly(net, self.weights())
+            self._built = net.eval()
+        return self._built
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The weights the run ended with; of a run that has not ended, those of its newest checkpoint."""
+        place = self.folder / WEIGHTS
+        if place.is_file():
+            wanted = self.facts.get("weights", {}).get("sha256")
+            if wanted and hashlib.sha256(place.read_bytes()).hexdigest() != wanted:
+                raise RunError(f"{place} is damaged: its SHA-256 is not that of run.json.",
+                               fix="restore it from a copy, or train again")  # fmt: skip
+            return weights.read_weights(place)
+        newest = state.newest(self.folder / "checkpoints", lambda words: None)
+        if newest is None:
+            raise RunError(f"{self.folder} has no weights yet.", fix=f"lamina resume {self.folder}")
+        return state.read(newest)[0]
+
+    def _options(self, device: str, batch_size: int) -> tuple[nn.Module, dict[str, Any]]:
+        place = devices.pick(device)
+        return self.net.to(place), {"device": place, "batch_size": batch_size}
+
+    def predict(self, inputs: Any, *, device: str = "cpu", batch_size: int = 1000) -> Answers:
+        """Answers for raw inputs (N, ...), or for a file of them: labels or numbers, confidence, probabilities."""
+        if isinstance(inputs, (str, Path)):
+            inputs = self.domain.open_inputs(str(inputs))[0]
+        net, options = self._options(device, batch_size)
+        return self.domain.predict(net, inputs, self.target, **options)
+
+    def reload(self, source: Any = None, groups: Any = None) -> data.Data:
+        """The data of the run, as they were split and fitted then."""
+        asked = self.recipe
+        if source is None:
+            if self.facts.get("source", {}).get("reopen") is None:
+                raise RunError(
+                    f"The data of {self.folder} were in memory and are gone.",
+                    fix="give them again: run.evaluate((x, y)), or lamina.resume(run, (x, y), ...)",
+                )
+            source = asked.source
+        if not isinstance(source, Source):
+            source = self.domain.read(source, **given_sources(asked))
+        split_file = self.folder / "splits.csv"
+        split = splits.from_csv(split_file.read_text(encoding="utf-8")) if split_file.is_file() else None
+        loaded, _ = data.load(asked, source, split=split, fitted=(self.domain, self.target))
+        return loaded
+
+    def answers(self, part: str = "test", source: Any = None, **options: Any) -> tuple[np.ndarray, Answers, np.ndarray]:
+        """(truth, answers, row numbers) of a part of the run's own data, or of labelled data given."""
+        net, device = self._options(options.get("device", "cpu"), options.get("batch_size", 1000))
+        if source is None:
+            return held_out(net, self.reload(), part, **device)
+        given = self.domain.read(source)
+        examples = given.test or given.train
+        inputs = self.domain.encode(examples.inputs)
+        column = None if examples.truth is None else self.target.encode(examples.truth)
+        encoded = data.Encoded(inputs, column, None if isinstance(inputs, tuple) else self.target.encode)
+        return _answers(net, self.domain, self.target, encoded, None, **device)
+
+    def evaluate(self, source: Any = None, *, part: str = "test", device: str = "cpu") -> list[dict[str, Any]]:
+        """Scores with 95 % intervals, on the held-out split or on labelled data given: (x, y), a path or a Dataset."""
+        truth, found, _ = self.answers(part, source, device=device)
+        split = part if source is None else "given"
+        labels = getattr(self.target, "labels", None) or None
+        measures = self.target.measures()
+        return evaluate.scores(measures, truth, found, split=split, seed=self.facts["seed"], labels=labels)
+
+    def save(self, path: str | Path) -> Path:
+        """The trained weights in a file: `net.pth` in PyTorch's format, or `net.safetensors`."""
+        weights.save_weights(self.net, path)
+        return Path(path)
+
+
+def load(folder: str | Path, *, net: Any = None, domain: Any = None, task: Any = None) -> Run:
+    """Open a run. An own net, domain or task is code: it must be given again, as an object, a class or FILE.py:NAME."""
+    run = Run(folder, net=net, domain=domain, task=task)
+    record = run.facts.get("net") or {}
+    if net is None and record.get("own"):
+        own_code(None, record, "net")
+    return run
+
+
+def given_sources(asked: recipe.Recipe) -> dict[str, Any]:
+    """Validation and test sources that were named, and where named data lie: what `sources.open` takes."""
+    found: dict[str, Any] = {} if asked.data_dir is None else {"data_dir": asked.data_dir}
+    for part in ("valid", "test"):
+        named = getattr(asked, part)
+        if named is not None and recipe.share(named) is None:
+            found[part] = named
+    return found
+
+
+def held_out(
+    net: nn.Module, loaded: data.Data, part: str, rows: np.ndarray | None = None, **options: Any
+) -> tuple[np.ndarray, Answers, np.ndarray]:
+    """(truth, answers, row numbers) of one part of data, or of some `rows` of it."""
+    if part not in loaded.parts:
+        raise UsageError(f"There is no {part} split: {near(part, loaded.parts)}")
+    encoded, all_rows = loaded.parts[part]
+    return _answers(net, loaded.domain, loaded.target, encoded, all_rows if rows is None else rows, **options)
+
+
+def _answers(
+    net: nn.Module, domain: Domain, target: Target, encoded: data.Encoded, rows: np.ndarray | None, **options: Any
+) -> tuple[np.ndarray, Answers, np.ndarray]:
+    found, truth = domain.answers(net, encoded, target, rows, **options)
+    if truth is None and target.needs_truth:
+        raise DataError("These examples have no answers to compare with.", expected="(inputs, answers)")
+    people = np.empty((len(found), 0)) if truth is None else target.people(truth)  # of nothing, for each
+    return people, found, np.arange(len(found)) if rows is None else rows
+
+
+def predictions_csv(
+    target: Target, found: Answers, ids: Iterable[Any], truth: np.ndarray | None = None, name: str = "id"
+) -> str:
+    """predictions.csv: id, truth where it is known, prediction, confidence."""
+    columns: dict[str, Any] = {name: list(ids)}
+    if truth is not None and truth.size:
+        columns["truth"] = truth if truth.ndim == 1 else [" ".join(map(str, row)) for row in truth]
+    columns.update(target.columns(found))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([_cell(value) for value in row])
+    return out.getvalue()
+
+
+def predictions_jsonl(target: Target, found: Answers, ids: Iterable[Any]) -> str:
+    """A JSON object a line: id, prediction, confidence, and the probability of each class."""
+    columns = {"id": list(ids), **target.columns(found)}
+    lines = []
+    for k, row in enumerate(zip(*columns.values(), strict=True)):
+        entry = {
+            key: _plain(cell) if isinstance(cell, np.generic) else cell for key, cell in zip(columns, row, strict=True)
+        }
+        if found.probabilities is not None and getattr(target, "labels", None):
+            entry["probabilities"] = dict(zip(target.labels, found.probabilities[k].tolist(), strict=True))
+        lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def shared_predictions(one: Run, other: Run) -> tuple[np.ndarray, Answers, Answers, Measure]:
+    """(truth, answers of one, answers of the other, headline measure) on the held-out examples both runs have."""
+    tables = []
+    for run in (one, other):
+        place = run.folder / "predictions.csv"
+        if not place.is_file():
+            raise RunError(f"{place} is missing.", fix=f"lamina resume {run.folder}")
+        with open(place, encoding="utf-8", newline="") as file:
+            tables.append({row["id"]: row for row in csv.DictReader(file)})
+    if one.facts["source"]["name"] != other.facts["source"]["name"] or one.facts["task"] != other.facts["task"]:
+        raise UsageError(
+            f"{one.folder} learned {one.facts['task']} of {one.facts['source']['name']}, {other.folder} "
+            f"{other.facts['task']} of {other.facts['source']['name']}.",
+            expected="runs on the same data",
+        )
+    ids = [name for name in tables[0] if name in tables[1]]
+    if not ids or "truth" not in tables[0][ids[0]] or "prediction" not in tables[0][ids[0]]:
+        raise UsageError(
+            "The two runs share no held-out example.", fix="train both with the same --seed or the same test data"
+        )
+    if any(tables[0][name]["truth"] != tables[1][name]["truth"] for name in ids):
+        raise UsageError("The two runs have different answers for the same examples.", expected="runs on the same data")
+    numeric = one.facts["task"] == "numbers"
+
+    def column(k: int, name: str) -> np.ndarray:
+        found = np.array([tables[k][key][name] for key in ids])
+        return found.astype(float) if numeric else found
+
+    return (
+        column(0, "truth"),
+        Answers(column(0, "prediction")),
+        Answers(column(1, "prediction")),
+        one.target.measures()[0],
+    )
+
+
+def _cell(value: Any) -> Any:
+    """Numbers to seven digits; text that a spreadsheet would run as a formula gets an apostrophe."""
+    if isinstance(value, (float, np.floating)):
+        return f"{float(value):.7g}"
+    if isinstance(value, str) and value[:1] in ("=", "+", "@", "\t", "\r"):
+        return "'" + value
+    return value

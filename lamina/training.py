@@ -1,0 +1,602 @@
+"""The whole story: from a source to a run folder.
+
+    check -> split -> fit, encode -> net, loss, optimiser -> learn -> evaluate -> report
+
+In: a source and settings (`train`), or a run folder that stopped (`resume`). Out: a `Run`. Both go the same way from the
+moment the data are there; a resumed run only starts from its newest checkpoint. The arithmetic is `engine.learn`; what
+this module adds stands between its steps: validation, the watchers in the order of their list, checkpoints, signals.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lamina import __version__, data, devices, engine, files, initialisers, names, results, splits, weights
+from lamina import job as jobs
+from lamina import recipe as recipes
+from lamina import run as runs_
+from lamina import sources as sources_
+from lamina import state as states
+from lamina.batches import keeping_generators
+from lamina.errors import Interrupted, LaminaError, RunError, UsageError
+from lamina.history import History
+from lamina.job import Job
+from lamina.recipe import Origin, Recipe
+from lamina.run import Run
+from lamina.targets.base import Target
+from lamina.watchers import Log, Save, Stop
+from lamina.watchers.health import Health
+from lamina.watchers.screen import Screen
+from lamina.watchers.stopping import Best, EarlyStopping, TimeLimit
+
+
+@dataclass
+class _Learning:
+    """What learns, what is remembered of it, and who watches: all that changes from step to step."""
+
+    state: states.TrainState
+    history: History
+    watchers: list[Any]
+    saved: int = -1  # the step of the newest checkpoint
+
+
+def train(
+    source: Any,
+    *,
+    net: Any = None,
+    loss: Any = None,
+    optimizer: Any = None,
+    domain: Any = None,
+    task: Any = None,
+    init: Any = None,
+    valid: Any = None,
+    test: Any = None,
+    groups: Any = None,
+    times: Any = None,
+    watchers: Sequence[Any] = (),
+    name: str | None = None,
+    runs: str | Path = "runs",
+    recipe: str | Path | None = None,
+    quiet: bool = False,
+    command: str | None = None,
+    **settings: Any,
+) -> Run:
+    """Train a net on a source and measure it on data it has not seen; gives the `Run`.
+
+    source: a name ("digits", "mnist"), a path, arrays (x, y), a Dataset or a DataLoader. net: an `nn.Module`, a class,
+    "mlp", "convnet" or "my.py:Net"; loss: a callable (output, truth) -> 0-d, or a name; optimizer: a name, a
+    `torch.optim.Optimizer`, or a callable (parameters) -> optimizer. valid, test: a source or a share. groups, times
+    (N,): what must not be split, what comes later is held out. watchers: callables (progress) -> Stop, Save, Log or None.
+    name, runs: the folder is runs/name, or a free number. recipe: a TOML file; settings: any field of `Recipe`.
+
+    Your own net gets exactly what you ask for, by default Adam at a constant 1e-3 for 10 epochs of batches of 64.
+
+    Raises UsageError, DataError, Diverged, ResourceError; Interrupted after Ctrl-C, when the run can be resumed.
+    """
+    began = time.monotonic()
+    asked = recipes.read(recipe) if recipe is not None else {}
+    objects: dict[str, Any] = {}
+    for key, given in (("net", net), ("loss", loss), ("optimizer", optimizer), ("domain", domain), ("task", task),
+                       ("init", init), ("valid", valid), ("test", test)):  # fmt: skip
+        if given is None:
+            continue
+        if isinstance(given, str) or (key in ("valid", "test") and isinstance(given, (int, float))):
+            asked[key] = given
+        else:
+            objects[key] = given
+            asked.pop(key, None)
+    asked.update({key: value for key, value in settings.items() if value is not None})
+    if isinstance(source, (str, Path)):
+        asked["source"] = str(source)
+    elif source is None:
+        source = asked.get("source")
+        if source is None and recipe is not None:
+            raise UsageError(f"{recipe} names no source: its data were in memory.", fix="give the data as well")
+    else:
+        asked.pop("source", None)
+    wanted = jobs.validated(asked, objects)
+    own_net = "net" in objects or names.is_own(wanted.net or "")
+    jobs.check_idle({**settings, "init": init}, objects, own_net)
+    jobs.check_watchers(watchers)
+    place = jobs.free_folder(Path(runs), name, source)
+    screen = Screen(quiet=quiet)
+
+    opened = jobs.open_source(source, wanted, objects, groups, times)
+    with keeping_generators():
+        return _start(opened, wanted, objects, place, name is not None, screen, watchers, began, command)
+
+
+def resume(
+    folder: str | Path,
+    source: Any = None,
+    *,
+    net: Any = None,
+    loss: Any = None,
+    optimizer: Any = None,
+    domain: Any = None,
+    task: Any = None,
+    valid: Any = None,
+    test: Any = None,
+    groups: Any = None,
+    watchers: Sequence[Any] = (),
+    quiet: bool = False,
+) -> Run:
+    """Go on with a run where it stopped: the same bits as if it had not, on the same machine. A run that is done is left
+    alone. What is not in the folder must be given again: data and groups that were in memory, an own net, loss,
+    optimiser or watchers. What is refused leaves the run as it was."""
+    began = time.monotonic()
+    folder = Path(folder)
+    facts = runs_.facts(folder)
+    if facts["status"] == "done":
+        return Run(folder, net=net, domain=domain, task=task)
+    screen = Screen(quiet=quiet)
+    with keeping_generators(), files.Lock(folder):
+        files.sweep(folder)
+        asked = recipes.make(**recipes.read(folder / "recipe.toml"))
+        kinds = runs_.domain_and_target(folder, domain, task)
+        if source is None and facts["source"]["reopen"] is None:
+            raise UsageError(
+                f"The data of {folder} were in memory and are gone.",
+                fix="lamina.resume(run, (x, y), net=...) from Python",
+            )
+        given: dict[str, Any] = {k: v for k, v in (("valid", valid), ("test", test)) if v is not None}
+        opened = source if isinstance(source, sources_.Source) else kinds[0].read(
+            asked.source if source is None else source, **{**runs_.given_sources(asked), **given}
+        )  # fmt: skip
+        if groups is not None:
+            opened.train.groups = np.asarray(groups)
+        if _groups_print(opened) != facts["data"].get("groups"):
+            raise RunError(
+                f"The groups of the examples are not those {folder} was trained with.",
+                fix="lamina.resume(run, ..., groups=...) with the groups as they were",
+            )
+        split_file = folder / "splits.csv"
+        split = splits.from_csv(split_file.read_text(encoding="utf-8")) if split_file.is_file() else None
+        loss, optimizer = (
+            _again(given, facts[what], what) for what, given in (("loss", loss), ("optimizer", optimizer))
+        )
+        loaded, _ = data.load(asked, opened, split=split, fitted=kinds, loss=jobs.asked_loss(asked, loss),
+                              own_net=facts["net"]["own"])  # fmt: skip
+        found = loaded.fingerprint()
+        if found != facts["data"]["fingerprint"]:
+            raise RunError(
+                f"The data are not those {folder} was trained on: SHA-256 {found[:12]}, not "
+                f"{facts['data']['fingerprint'][:12]}.",
+                fix="give the data as they were, or train a new run",
+            )
+        record = facts["net"]
+        devices.seed(asked.seed or 0)
+        module = runs_.build_net(record, kinds[0], kinds[1], net)
+        criterion = jobs.build_loss(asked, loss, loaded)
+        device = devices.pick(asked.device or "auto")
+        module = module.to(device)
+        jobs.check_contract(module, loaded, criterion, device, asked)
+        job = Job(asked, _origins(folder, asked), loaded, module, criterion, device, optimizer, watchers, folder, facts,
+                  screen, began)  # fmt: skip
+        job.screen.log = _logger(folder)
+        learning = _learning(job)
+        newest = states.newest(folder / "checkpoints", lambda words: screen.findings([("warning", words, "")]))
+        if newest is None:
+            raise RunError(
+                f"No checkpoint of {folder} is sound, so there is nothing to go on from.",
+                fix=f"restore {folder / 'checkpoints'} from a copy, or train again: lamina train --recipe "
+                f"{folder / 'recipe.toml'}",
+            )
+        read_weights, tree, _ = states.read(newest)
+        learning.state.load(read_weights, tree)
+        learning.saved = learning.state.step
+        numerics = jobs.numerics(job)
+        if numerics != facts["numerics"]:
+            changed = [key for key in numerics if numerics[key] != facts["numerics"].get(key)]
+            screen.findings([("warning", f"this machine differs from the one before ({', '.join(changed)}): the run goes "
+                              "on, valid but not bit for bit the same", "")])  # fmt: skip
+        return _go(job, learning, resumed=True)
+
+
+def _again(given: Any, record: dict[str, Any], what: str) -> Any:
+    """An own loss or optimiser of a run, which must be given again, and be of the same class."""
+    if given is not None and not record["own"]:
+        raise UsageError(f"This run was not started with an own {what}.", fix=f"resume it without {what}=")
+    found = runs_.own_code(given, record, what)
+    if found is not None and (other := jobs.code_record(found, None)["class"]) != record["class"]:
+        raise UsageError(
+            f"The {what} given is a {other}.", expected=f"a {record['class']}, as the run was started with"
+        )
+    return found
+
+
+def _groups_print(opened: sources_.Source) -> str | None:
+    groups = opened.train.groups
+    return None if groups is None else hashlib.sha256(repr(np.asarray(groups).tolist()).encode()).hexdigest()
+
+
+def _start(
+    opened: sources_.Source, wanted: Recipe, objects: dict[str, Any], place: Path, named: bool, screen: Screen,
+    watchers: Sequence[Any], began: float, command: str | None,
+) -> Run:  # fmt: skip
+    own_net = "net" in objects or names.is_own(wanted.net or "")
+    resolved: dict[str, Any] = {}
+
+    def resolve(domain: Any, target: Any, count: int | None) -> Recipe:
+        pictures = (1, 8, 8) if domain.name == "image" else None
+        if pictures is not None and not own_net:
+            shape = np.shape(opened.train.inputs[0])  # type: ignore[index]
+            pictures = (1, *shape[1:]) if len(shape) == 3 else tuple(shape[1:])  # type: ignore[assignment]
+        net = wanted.net or ("convnet" if domain.name == "image" else "mlp")
+        first = opened.train.inputs[0] if isinstance(opened.train.inputs, tuple) else None
+        found, origins = recipes.resolve(
+            wanted,
+            own_net=own_net,
+            net=net,
+            examples=count,
+            pictures=pictures,
+            task=target.name,
+            supervised=target.needs_truth,
+            given_valid=opened.valid is not None,
+            given_test=opened.test is not None,
+            bytes_in=first is not None and str(getattr(first, "dtype", "")).endswith("uint8"),
+        )
+        for attribute in ("scale",):
+            if hasattr(domain, attribute):
+                setattr(domain, attribute, getattr(found, attribute))
+        if asked_loss is not None and origins["label_smoothing"][0] != "yours":
+            found.label_smoothing, origins["label_smoothing"] = 0.0, ("inferred", "the loss is yours")
+        resolved["origins"], resolved["net"] = origins, net
+        return found
+
+    asked_loss = jobs.asked_loss(wanted, objects.get("loss"))
+    loaded, found = data.load(
+        wanted, opened, domain=objects.get("domain"), target=objects.get("task"), loss=asked_loss, own_net=own_net,
+        resolve=resolve,
+    )  # fmt: skip
+    _name_files(found)
+    origins = resolved["origins"]
+    if "train" not in loaded.parts:
+        raise UsageError("Nothing is left to train on.", fix="smaller valid and test shares")
+    jobs.check_validation(found, "valid" in loaded.parts)
+    for key, title in (("domain", loaded.domain.name), ("task", loaded.target.name)):
+        if getattr(found, key) is None and title:
+            setattr(found, key, title)
+            origins[key] = ("inferred", loaded.why[key])
+
+    device = devices.pick(found.device or "auto")
+    devices.autocast(device, found.precision or "fp32")
+    if not isinstance(objects.get("net"), nn.Module):  # a net that is made already came with its own random numbers
+        devices.seed(found.seed or 0)
+    module, record = jobs.build_net(found, objects.get("net"), loaded, own_net, resolved["net"])
+    criterion = jobs.build_loss(found, objects.get("loss"), loaded)
+    module = module.to(device)
+    if found.weights is not None:
+        weights.load_weights(module, found.weights)
+    jobs.check_contract(module, loaded, criterion, device, found)
+    how = objects.get("init") or found.init or "pytorch"
+    if how != "pytorch" and found.weights is None:
+        initialisers.initialise(module, how, activation=found.net_arg.get("activation", "relu"), seed=found.seed)
+    if not own_net and found.net is None:
+        found.net, origins["net"] = record["name"], ("inferred", "fits this kind of input")
+
+    facts: dict[str, Any] = {
+        "schema": runs_.SCHEMA,
+        "lamina": __version__,
+        "status": "running",
+        "task": loaded.target.name,
+        "domain": loaded.domain.name,
+        "seed": found.seed,
+        "source": {"name": opened.name, "reopen": opened.reopen},
+        "command": command or _command(found, opened),
+        "net": {**record, "parameters": sum(p.numel() for p in module.parameters())},
+        "loss": jobs.code_record(objects.get("loss"), found.loss),
+        "optimizer": jobs.code_record(objects.get("optimizer"), found.optimizer),
+        "data": {
+            "fingerprint": loaded.fingerprint(),
+            "groups": _groups_print(opened),
+            **{part: loaded.size(part) for part in data.PARTS},
+        },
+    }
+    job = Job(found, origins, loaded, module, criterion, device, objects.get("optimizer"), watchers, place, facts, screen,
+              began)  # fmt: skip
+    facts["numerics"] = jobs.numerics(job)
+    if found.budget is not None and "epochs" not in origins:
+        jobs.plan_budget(job)
+    if found.learning_rate == "find":
+        rate = jobs.measured_rate(job)
+        found.learning_rate, origins["learning_rate"] = (
+            rate,
+            ("inferred", "measured by a rising rate on a copy of the net"),
+        )
+    learning = _learning(job)
+    jobs.try_batch(job, learning.state.batches)
+    while not files.claim(place):
+        if named:
+            raise UsageError(f"{place} exists already.", fix="choose another --name")
+        stem, _, number = place.name.rpartition("-")
+        place = place.with_name(f"{stem}-{int(number) + 1}")
+    job.folder = place
+    try:
+        _write_start(job, learning)
+    except BaseException:
+        files.remove(place)
+        raise
+    with files.Lock(place):
+        job.screen.log = _logger(place)
+        return _go(job, learning, resumed=False)
+
+
+def _name_files(recipe: Recipe) -> None:
+    """Write files that were named by their whole path, so that the run can be resumed from anywhere."""
+    for name in ("source", "data_dir", "valid", "test"):
+        named = getattr(recipe, name)
+        share = name in ("valid", "test") and recipes.share(named) is not None
+        if named is not None and not share and named not in sources_.SAMPLES and Path(named).expanduser().exists():
+            setattr(recipe, name, str(Path(named).expanduser().absolute()))
+
+
+def _origins(folder: Path, recipe: Recipe) -> dict[str, Origin]:
+    record = runs_.read_json(folder / "data.json").get("origins", {})
+    return {name: (entry[0], entry[1]) for name, entry in record.items()}
+
+
+def _write_start(job: Job, learning: _Learning) -> None:
+    """Everything a resumed process needs, before the first step; run.json, which makes the folder a run, last."""
+    folder, loaded = job.folder, job.data
+    files.folder(folder / "checkpoints")
+    _checkpoint(job, learning)
+    kinds = {}
+    for what, kind, room in (("domain", loaded.domain, "domains"), ("task", loaded.target, "targets")):
+        own = kind.name not in names.known(room)
+        kinds[what] = {
+            "name": kind.name,
+            "state": kind.state(),
+            **(jobs.code_record(kind, None) if own else {"own": False}),
+        }
+    runs_.write_json(
+        folder / "data.json",
+        {
+            **kinds,
+            "source": {"name": loaded.source.name, "about": loaded.source.about},
+            "parts": {part: loaded.size(part) for part in data.PARTS},
+            "split": loaded.split.how if loaded.split is not None else "as given",
+            "findings": [results.finding(found) for found in loaded.findings],
+            "origins": {name: list(origin) for name, origin in job.origins.items()},
+        },
+    )
+    if loaded.split is not None:
+        files.write(folder / "splits.csv", splits.to_csv(loaded.split))
+    files.write(folder / "recipe.toml", recipes.text(job.recipe, job.origins))
+    runs_.write_json(folder / "run.json", job.facts)
+
+
+def _logger(folder: Path) -> Callable[[str], None]:
+    return lambda words: files.append(folder / "train.log", words)
+
+
+def _command(recipe: Recipe, opened: sources_.Source) -> str:
+    return " ".join(["lamina.train", opened.name])
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM: while steps are made the first is noted, and answered after the step; else, and the second
+    time, it acts at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.received = 0
+        self.patient = False  # steps are being made
+        self._folder = folder
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        again, self.received = self.received, number
+        if again or not self.patient:
+            raise self.answer(
+                f"Stopped at once{' by a second signal' if again else ''}. The run is kept in {self._folder}."
+            )
+
+    def answer(self, words: str) -> Interrupted:
+        return Interrupted(words, fix=f"lamina resume {self._folder}", signal=self.received)
+
+    def __exit__(self, *_: Any) -> None:
+        for number, old in self._old.items():
+            signal.signal(number, old)
+
+
+def _go(job: Job, learning: _Learning, *, resumed: bool) -> Run:
+    """From everything decided to a run that is done. Whatever ends it early is written into run.json."""
+    try:
+        with job.screen, _Signals(job.folder) as signals:
+            _story(job, learning, signals, resumed)
+    except BaseException as error:
+        if job.facts["status"] == "done":  # and written: only its last words were cut off
+            raise
+        status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        reason = str(error) or type(error).__name__
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
+            error = Interrupted(f"Stopped. The run is kept in {job.folder}.", fix=f"lamina resume {job.folder}")
+        job.facts.update(status=status, reason=reason.splitlines()[0])
+        try:
+            runs_.write_json(job.folder / "run.json", job.facts)
+        except LaminaError as second:  # the disk that failed us: say both, but not to the log, which is on it
+            job.screen.log = None
+            job.screen.stopped(f"run.json could not be written either: {second.what}")
+        raise error
+    return Run(job.folder, net=job.net if job.facts["net"].get("own") else None, domain=type(job.data.domain),
+               task=type(job.data.target))  # fmt: skip
+
+
+def _story(job: Job, learning: _Learning, signals: _Signals, resumed: bool) -> None:
+    job.facts.update(status="running")
+    job.facts.pop("reason", None)
+    runs_.write_json(job.folder / "run.json", job.facts)
+    results.opening(job, resumed)
+    loaded_seconds = time.monotonic() - job.began
+    files.write(job.folder / "history.jsonl", learning.history.text())
+
+    if not learning.history.stopped:
+        signals.patient = True
+        _learn(job, learning, signals)
+        signals.patient = False
+        if signals.received:
+            raise signals.answer(f"Stopped after the last step. The run is saved in {job.folder}.")
+    results.finish(job, learning.state, learning.history, loaded_seconds)
+
+
+def _learning(job: Job) -> _Learning:
+    """Everything that learns, in one state."""
+    recipe = job.recipe
+    optimizer = jobs.build_optimizer(job, job.net)
+    batches = jobs.batches(job, "train")
+    history = History()
+    watchers = _watchers(job)
+    state = states.TrainState(
+        job.net,
+        optimizer,
+        batches,
+        jobs.build_schedule(job, batches),
+        devices.scaler(job.device, recipe.precision or "fp32"),
+        jobs.build_ema(job),
+        parts={"history": history} | {f"watcher-{k}": w for k, w in enumerate(watchers) if hasattr(w, "state_dict")},
+    )
+    return _Learning(state, history, watchers)
+
+
+def _watchers(job: Job) -> list[Any]:
+    """In the order they are asked after every step."""
+    recipe, target = job.recipe, job.data.target
+    found: list[Any] = []
+    if "valid" in job.data.parts:
+        score, better = (f"valid/{target.quick}", target.quick_better) if target.quick else ("valid/loss", "lower")
+        if recipe.early_stopping:
+            score, better = ("valid/loss", "lower") if job.supervised else (score, better)
+            found.append(EarlyStopping(score=score, better=better, patience=recipe.early_stopping))
+        else:
+            found.append(Best(score=score, better=better))
+    if job.supervised:
+        job.health = Health(job.net, job.data.domain.outputs)
+        found.append(job.health)
+    if recipe.budget is not None:
+        found.append(TimeLimit(recipe.budget))
+    return [*found, *job.watchers, job.screen]
+
+
+def _shown_net(state: states.TrainState) -> nn.Module:
+    """The net that is validated and kept: the average of the weights where there is one."""
+    return state.net if state.ema is None else state.ema.module
+
+
+def _falling(found: dict[str, float], target: Target) -> float:
+    """What falls as validation gets better: the loss, or where there is none the quick score, turned round."""
+    if "loss" in found:
+        return found["loss"]
+    return found[target.quick] if target.quick_better == "lower" else -found[target.quick]
+
+
+def _learn(job: Job, learning: _Learning, signals: _Signals) -> None:
+    recipe, loaded, state, history = job.recipe, job.data, learning.state, learning.history
+    unit, amount = recipes.every(recipe.checkpoint_every or "30s")
+    valid = jobs.batches(job, "valid") if "valid" in loaded.parts else None
+    saved_at = time.monotonic()
+    epoch_began = time.monotonic()
+    for progress in engine.learn(
+        job.net,
+        state.batches,
+        objective=jobs.objective(job),
+        epochs=recipe.epochs if recipe.steps is None else None,
+        steps=recipe.steps,
+        schedule=state.schedule,
+        penalty=jobs.penalty(recipe),
+        clip_norm=recipe.clip_norm or 0.0,
+        clip_value=recipe.clip_value or 0.0,
+        accumulate=recipe.accumulate or 1,
+        precision=recipe.precision or "fp32",
+        ema=state.ema,
+        state=state,
+    ):
+        # Validate.
+        if progress.epoch_end:
+            progress.scores = {"train/loss": progress.mean_loss}
+            if hasattr(state.batches, "scores"):
+                progress.scores.update({f"train/{name}": value for name, value in state.batches.scores().items()})
+            if valid is not None:
+                net = _shown_net(state)
+                with jobs.evaluating(net), keeping_generators():
+                    found = loaded.domain.validate(net, valid, loaded.target, job.loss)
+                progress.scores.update({f"valid/{name}": value for name, value in found.items()})
+                if state.schedule is not None and hasattr(state.schedule, "observe"):
+                    state.schedule.observe(_falling(found, loaded.target))
+            now = time.monotonic()
+            history.rows.append(
+                {
+                    "epoch": progress.epoch + 1,
+                    "step": progress.step,
+                    **progress.scores,
+                    "learning_rate": progress.learning_rate,
+                    "seconds": round(now - epoch_began, 3),
+                }
+            )
+            epoch_began = now
+
+        # Ask everybody who watches.
+        stop = None
+        for watch in learning.watchers:
+            request = watch(progress)
+            if request is None:
+                continue
+            if isinstance(request, Save):
+                jobs.check_tag(job.folder, request.tag)
+                state_about = {"score": {k: v for k, v in progress.scores.items() if math.isfinite(v)}}
+                states.save(job.folder / request.tag, state, state_about)
+            elif isinstance(request, Log):
+                history.rows.append({"epoch": progress.epoch + 1, "step": progress.step, "event": request.values})
+            elif isinstance(request, Stop):
+                stop = stop or request
+            else:
+                raise UsageError(
+                    f"The watcher {jobs.title(watch)} returned a {type(request).__name__}.",
+                    expected="Stop(reason), Save(tag), Log(values) or None",
+                )
+        if progress.epoch_end:
+            files.write(job.folder / "history.jsonl", history.text())
+
+        # Checkpoint, and stop where somebody wants it.
+        due = {
+            "steps": progress.step % max(1, int(amount)) == 0,
+            "epochs": progress.epoch_end and (progress.epoch + 1) % max(1, int(amount)) == 0,
+            "seconds": time.monotonic() - saved_at >= amount,
+        }[unit]
+        if stop is not None:
+            history.stopped = stop.reason
+            job.screen.stopped(stop.reason)
+            break
+        if due or signals.received:
+            _checkpoint(job, learning)
+            saved_at = time.monotonic()
+        if signals.received:
+            raise signals.answer(
+                f"Stopped after step {state.step} (epoch {progress.epoch + 1}). The run is saved in {job.folder}."
+            )
+    _checkpoint(job, learning)
+
+
+def _checkpoint(job: Job, learning: _Learning) -> None:
+    place, state = job.folder / "checkpoints", learning.state
+    if learning.saved == state.step:
+        return
+    states.save(place / f"step-{state.step:07d}", state, {"data": job.facts["data"]["fingerprint"]})
+    learning.saved = state.step
+    states.prune(place)
