@@ -13,7 +13,7 @@ help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(INSTALLED)  ## set up, and train on the embedded pictures of digits
-	@$(BIN)/lamina train digits --runs runs
+	@$(BIN)/lamina train digits --net mlp --runs runs
 
 # Two workers with one thread each. With the default of a thread per core in each worker, two threads would share a core,
 # and at every barrier of a small matrix product one spins its time slice away, waiting for the other to be scheduled.

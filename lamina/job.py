@@ -141,6 +141,8 @@ def check_idle(settings: dict[str, Any], objects: dict[str, Any], own_net: bool)
         idle |= dict.fromkeys(names_, "the optimizer is yours, and has its own")
     if own_net:
         idle["size"] = "the net is yours, and has its own"
+    if not settings.get("l1") and not settings.get("l2"):
+        idle["penalize"] = "neither l1 nor l2 is asked for"
     if settings.get("weights") is not None:
         idle["init"] = "the weights are read from a file"
     mistakes = [f"{name} would do nothing: {why}." for name, why in idle.items() if settings.get(name)]
@@ -405,6 +407,8 @@ def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.d
         try:
             output = loaded.domain.outputs(net, batch)
         except Exception as error:
+            if out_of_memory(error):
+                raise
             raise UsageError(
                 f"Your net raised {type(error).__name__} on a batch of {shapes}: {error}",
                 expected="a forward() that takes such a batch",
@@ -432,6 +436,25 @@ def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.d
                 expected="a loss computed from the net's output by operations of torch",
                 fix="look for .detach(), .item(), .argmax() or torch.no_grad() on the way from weights to loss",
             )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Torch has a class of its own for a GPU's memory, and none for the machine's."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def memory_in_words() -> Iterator[None]:
+    """Memory that is used up as a ResourceError that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"The memory is used up: {(str(error).splitlines() or ['no more can be had'])[0]}",
+            fix="a smaller --batch-size (--accumulate keeps the step as it was), a smaller net, or --precision bf16",
+        ) from error
 
 
 def first_batch(walk: Any) -> Batch:
@@ -489,9 +512,9 @@ def objective(job: Job) -> engine.Objective:
     def learned(net: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
         try:
             return domain.loss(net, batch, target, loss)
-        except (LaminaError, MemoryError, torch.OutOfMemoryError):
-            raise
         except Exception as error:
+            if isinstance(error, LaminaError) or out_of_memory(error):
+                raise
             shapes = " and ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in batch.inputs)
             raise UsageError(
                 f"The net {type(net).__name__} or the loss {title(loss)} raised {type(error).__name__} on a batch of "
@@ -505,7 +528,7 @@ def objective(job: Job) -> engine.Objective:
 def penalty(recipe: Recipe) -> Callable[[nn.Module], Tensor] | None:
     if not recipe.l1 and not recipe.l2:
         return None
-    return penalties.elastic(recipe.l1 or 0.0, recipe.l2 or 0.0)
+    return penalties.elastic(recipe.l1 or 0.0, recipe.l2 or 0.0, which=recipe.penalize)
 
 
 def build_schedule(job: Job, batches: Any) -> Any:
@@ -564,7 +587,13 @@ def plan_budget(job: Job) -> None:
     rate, recipe.learning_rate = recipe.learning_rate, 1e-3 if recipe.learning_rate == "find" else recipe.learning_rate
     net, optimizer = _scratch(job)
     walk = batches(job, "train", net=net)
-    length = len(walk)
+    try:
+        length = len(walk)
+    except TypeError:
+        raise UsageError(
+            "A budget plans whole epochs, and nobody knows how long one of this source is.", fix="steps=..., or epochs=..."
+        ) from None
+    kept = walk.state_dict()
     with keeping_generators():
         began = time.monotonic()
         marks, ends = [began], []
@@ -584,14 +613,16 @@ def plan_budget(job: Job) -> None:
             net.eval()
             job.data.domain.validate(net, batches(job, "valid"), job.data.target, job.loss)
             valid = time.monotonic() - began
+    walk.load_state_dict(kept)
     recipe.learning_rate = rate
     steps = -(-length // (recipe.accumulate or 1))
-    after = 3.0 + 2 * valid + (4.0 if recipe.baselines else 0.0)  # evaluation, figures, report
-    left = (recipe.budget or 0.0) - (time.monotonic() - job.began) - after
+    budget = recipe.budget or 0.0
+    after = 2 * valid + min(3.0 + (4.0 if recipe.baselines else 0.0), 0.4 * budget)  # evaluation, figures, report
+    left = budget - (time.monotonic() - job.began) - after
     # Whole epochs, where some were seen, hold what is no step: workers that start, acting.
     epoch = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else step * steps
     epochs = left / (epoch + valid)
-    words = f"{recipe.budget:g} s, {1000 * step:.1f} ms a step measured"
+    words = f"{budget:g} s, {1000 * step:.1f} ms a step measured"
     if epochs >= 1:
         recipe.epochs, job.origins["epochs"] = int(epochs), ("inferred", words)
     else:

@@ -92,6 +92,7 @@ class Recipe(BaseModel):
     )
     l1: float | None = Field(None, ge=0, description="Strength of the L1 penalty on weights.")
     l2: float | None = Field(None, ge=0, description="Strength of the L2 penalty on weights.")
+    penalize: str | None = Field(None, description="What l1 and l2 act on: a pattern of names, 'fc1.*'; else all weights.")
     # optimiser
     optimizer: str | None = Field(None, description="sgd, adam, adamw, nadam, radam, rmsprop, adagrad, muon, ...")
     optimizer_arg: dict[str, Any] = Field(default_factory=dict, description="Arguments of the optimiser: momentum=0.9.")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lamina import __version__, data, devices, engine, files, initialisers, names, results, splits, weights
+from lamina import __version__, data, devices, engine, files, initialisers, names, penalties, results, splits, weights
 from lamina import job as jobs
 from lamina import recipe as recipes
 from lamina import run as runs_
@@ -113,7 +113,7 @@ def train(
     screen = Screen(quiet=quiet)
 
     opened = jobs.open_source(source, wanted, objects, groups, times)
-    with keeping_generators():
+    with keeping_generators(), jobs.memory_in_words():
         return _start(opened, wanted, objects, place, name is not None, screen, watchers, began, command)
 
 
@@ -141,9 +141,9 @@ def resume(
     if facts["status"] == "done":
         return Run(folder, net=net, domain=domain, task=task)
     screen = Screen(quiet=quiet)
-    with keeping_generators(), files.Lock(folder):
+    with keeping_generators(), jobs.memory_in_words(), files.Lock(folder):
         files.sweep(folder)
-        asked = recipes.make(**recipes.read(folder / "recipe.toml"))
+        asked = runs_.stored_recipe(folder)
         kinds = runs_.domain_and_target(folder, domain, task)
         if source is None and facts["source"]["reopen"] is None:
             raise UsageError(
@@ -161,12 +161,10 @@ def resume(
                 f"The groups of the examples are not those {folder} was trained with.",
                 fix="lamina.resume(run, ..., groups=...) with the groups as they were",
             )
-        split_file = folder / "splits.csv"
-        split = splits.from_csv(split_file.read_text(encoding="utf-8")) if split_file.is_file() else None
         loss, optimizer = (
             _again(given, facts[what], what) for what, given in (("loss", loss), ("optimizer", optimizer))
         )
-        loaded, _ = data.load(asked, opened, split=split, fitted=kinds, loss=jobs.asked_loss(asked, loss),
+        loaded, _ = data.load(asked, opened, split=runs_.stored_split(folder), fitted=kinds, loss=jobs.asked_loss(asked, loss),
                               own_net=facts["net"]["own"])  # fmt: skip
         found = loaded.fingerprint()
         if found != facts["data"]["fingerprint"]:
@@ -307,6 +305,8 @@ def _start(
     job = Job(found, origins, loaded, module, criterion, device, objects.get("optimizer"), watchers, place, facts, screen,
               began)  # fmt: skip
     facts["numerics"] = jobs.numerics(job)
+    if found.penalize is not None:
+        penalties.chosen(module, found.penalize)  # a pattern that fits no parameter is said now
     if found.budget is not None and "epochs" not in origins:
         jobs.plan_budget(job)
     if found.learning_rate == "find":
