@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 import signal
 import threading
 import time
@@ -140,10 +141,12 @@ def resume(
     facts = runs_.facts(folder)
     if facts["status"] == "done":
         return Run(folder, net=net, domain=domain, task=task)
+    runs_.require_own({"net": net, "loss": loss, "optimizer": optimizer}, facts)
     screen = Screen(quiet=quiet)
     with keeping_generators(), jobs.memory_in_words(), files.Lock(folder):
         files.sweep(folder)
         asked = runs_.stored_recipe(folder)
+        origins = _origins(folder, asked)
         kinds = runs_.domain_and_target(folder, domain, task)
         if source is None and facts["source"]["reopen"] is None:
             raise UsageError(
@@ -164,8 +167,8 @@ def resume(
         loss, optimizer = (
             _again(given, facts[what], what) for what, given in (("loss", loss), ("optimizer", optimizer))
         )
-        loaded, _ = data.load(asked, opened, split=runs_.stored_split(folder), fitted=kinds, loss=jobs.asked_loss(asked, loss),
-                              own_net=facts["net"]["own"])  # fmt: skip
+        loaded, _ = data.load(asked, opened, split=runs_.stored_split(folder), fitted=kinds,
+                              loss=jobs.asked_loss(asked, loss), own_net=facts["net"]["own"])  # fmt: skip
         found = loaded.fingerprint()
         if found != facts["data"]["fingerprint"]:
             raise RunError(
@@ -174,14 +177,13 @@ def resume(
                 fix="give the data as they were, or train a new run",
             )
         record = facts["net"]
-        devices.seed(asked.seed or 0)
+        _seed(asked.seed or 0)
         module = runs_.build_net(record, kinds[0], kinds[1], net)
         criterion = jobs.build_loss(asked, loss, loaded)
         device = devices.pick(asked.device or "auto")
         module = module.to(device)
         jobs.check_contract(module, loaded, criterion, device, asked)
-        job = Job(asked, _origins(folder, asked), loaded, module, criterion, device, optimizer, watchers, folder, facts,
-                  screen, began)  # fmt: skip
+        job = Job(asked, origins, loaded, module, criterion, device, optimizer, watchers, folder, facts, screen, began)
         job.screen.log = _logger(folder)
         learning = _learning(job)
         newest = states.newest(folder / "checkpoints", lambda words: screen.findings([("warning", words, "")]))
@@ -271,7 +273,7 @@ def _start(
     device = devices.pick(found.device or "auto")
     devices.autocast(device, found.precision or "fp32")
     if not isinstance(objects.get("net"), nn.Module):  # a net that is made already came with its own random numbers
-        devices.seed(found.seed or 0)
+        _seed(found.seed or 0)
     module, record = jobs.build_net(found, objects.get("net"), loaded, own_net, resolved["net"])
     criterion = jobs.build_loss(found, objects.get("loss"), loaded)
     module = module.to(device)
@@ -310,6 +312,11 @@ def _start(
     if found.budget is not None and "epochs" not in origins:
         jobs.plan_budget(job)
     if found.learning_rate == "find":
+        if not job.supervised:
+            raise UsageError(
+                "learning_rate is 'find', but these batches come from acting: a copy of the net would learn from other ones.",
+                fix="set a rate: --learning-rate 1e-3",
+            )
         rate = jobs.measured_rate(job)
         found.learning_rate, origins["learning_rate"] = (
             rate,
@@ -333,6 +340,13 @@ def _start(
         return _go(job, learning, resumed=False)
 
 
+def _seed(number: int) -> None:
+    """Every generator a net may draw from: torch's, numpy's and python's. The caller gets his back in the end."""
+    devices.seed(number)
+    np.random.seed(number % 2**32)
+    random.seed(number)
+
+
 def _name_files(recipe: Recipe) -> None:
     """Write files that were named by their whole path, so that the run can be resumed from anywhere."""
     for name in ("source", "data_dir", "valid", "test"):
@@ -343,7 +357,13 @@ def _name_files(recipe: Recipe) -> None:
 
 
 def _origins(folder: Path, recipe: Recipe) -> dict[str, Origin]:
+    """Why each setting of a run is as it is; RunError where its recipe.toml has lost some of them."""
     record = runs_.read_json(folder / "data.json").get("origins", {})
+    lost = [name for name in record if getattr(recipe, name) in (None, {})]
+    if lost:
+        raise RunError(
+            f"{folder / 'recipe.toml'} lacks {', '.join(lost)}.", fix="restore it from a copy, or train again"
+        )
     return {name: (entry[0], entry[1]) for name, entry in record.items()}
 
 

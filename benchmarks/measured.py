@@ -1,0 +1,46 @@
+"""What every benchmark says beside its figures: machine, versions, command, n and spread."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def machine() -> str:
+    """'AMD EPYC 9R14, 2 cores, Python 3.11.7, torch 2.13.0'"""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        name = next(
+            (line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), name
+        )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def spread(values: Sequence[float], digits: int = 4) -> str:
+    """'0.9812 (0.9790 to 0.9830, n = 5)': mean and range."""
+    mean = statistics.fmean(values)
+    return f"{mean:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f}, n = {len(values)})"
+
+
+def heading(title: str) -> None:
+    """Open a section of RESULTS.md."""
+    command = shlex.join(["python", *[Path(sys.argv[0]).as_posix(), *sys.argv[1:]]])
+    print(f"\n## {title}\n\n{machine()}  \n`{command}`\n", flush=True)
+
+
+def row(*cells: object) -> None:
+    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+
+
+def table(*titles: str) -> None:
+    row(*titles)
+    row(*["---"] * len(titles))
