@@ -95,12 +95,21 @@ def truths(dataset: Any) -> np.ndarray:
             column = getattr(dataset, name, None)
             if hasattr(column, "__len__") and len(column) == len(dataset):  # type: ignore[arg-type]
                 column = column.numpy(force=True) if isinstance(column, Tensor) else np.asarray(column)
-                ends = {0, len(column) - 1}  # a target_transform would give others than are listed
-                if all(np.array_equal(np.asarray(unpack(dataset[k])[1]), column[k]) for k in ends):
+                if column.dtype == object:
+                    continue
+                some = np.unique(column, axis=0, return_index=True)[1][:10]  # a transform would give others than listed
+                if all(np.array_equal(np.asarray(unpack(dataset[int(k)])[1]), column[k]) for k in some):
                     return column
         found = []
         for k in range(len(dataset)):
-            _, truth = unpack(dataset[k])
+            try:
+                item = dataset[k]
+            except Exception as error:
+                raise DataError(
+                    f"Example {k} of the Dataset could not be read: {type(error).__name__}: {error}",
+                    fix="mend or leave out this example",
+                ) from error
+            _, truth = unpack(item)
             if truth is None:
                 raise DataError(f"Item {k} of the Dataset has no answer.", expected="(input, answer)")
             found.append(np.asarray(truth))
@@ -300,7 +309,9 @@ def _split(
         seed=recipe.seed or 0,
     )
     how = drawn.how if len(drawn.train) < len(pool) else "as given"
-    return splits.Split(pool[drawn.train], given.get("valid", pool[drawn.valid]), given.get("test", pool[drawn.test]), how)
+    return splits.Split(
+        pool[drawn.train], given.get("valid", pool[drawn.valid]), given.get("test", pool[drawn.test]), how
+    )
 
 
 def _separate(

@@ -123,7 +123,8 @@ def learn(
     The net is put into training mode if it is not; submodules of a net in training mode stay as you set them (a frozen
     BatchNorm). After your loop body called `net.eval()`, every module goes back to the mode it had.
 
-    A loss that is NaN or infinite raises `Diverged` before it reaches the weights, naming layer and examples.
+    A loss that is NaN or infinite raises `Diverged`, naming layer and examples: on the CPU before it reaches the
+    weights, elsewhere at the end of the epoch, since looking at every loss would wait for the device.
     """
     if objective is None:
         if loss is None:
@@ -239,7 +240,7 @@ def learn(
                 if not on_cpu and not math.isfinite(progress.mean_loss):
                     raise _diverged(net, objective, batch, full, state, optimizer)
             state.seconds = progress.seconds
-            modes = [module.training for module in modules]
+            modes = state.modes = [module.training for module in modules]
             yield progress
             if not net.training:  # the caller has evaluated: every module goes back to the mode it had
                 for module, mode in zip(modules, modes, strict=True):

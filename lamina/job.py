@@ -221,6 +221,12 @@ def open_source(source: Any, wanted: Recipe, objects: dict[str, Any], groups: An
             if len(column) != opened.train.count:
                 raise UsageError(f"{attribute} has {len(column)} entries for {opened.train.count} examples.")
             setattr(opened.train, attribute, column)
+    for part in ("valid", "test"):
+        if recipes.share(getattr(wanted, part)) is not None and getattr(opened, part) is not None:
+            raise UsageError(
+                f"{part} is the share {getattr(wanted, part)}, but {opened.name} has {part} examples of its own.",
+                fix=f"leave {part} out, or give a source of training examples only",
+            )
     return opened
 
 
@@ -591,7 +597,8 @@ def plan_budget(job: Job) -> None:
         length = len(walk)
     except TypeError:
         raise UsageError(
-            "A budget plans whole epochs, and nobody knows how long one of this source is.", fix="steps=..., or epochs=..."
+            "A budget plans whole epochs, and nobody knows how long one of this source is.",
+            fix="steps=..., or epochs=...",
         ) from None
     kept = walk.state_dict()
     with keeping_generators():

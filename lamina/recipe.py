@@ -28,7 +28,7 @@ def _seconds(text: str | float) -> float:
     """'90', '90s', '3m', '1.5h' -> seconds."""
     if isinstance(text, (int, float)):
         return float(text)
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|m|min|h)?\s*", text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|m|min|h)?\s*", str(text))
     if not match:
         raise ValueError(f"{text!r} is not a time; write 90s, 3m or 1.5h")
     return float(match[1]) * {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, None: 1}[match[2]]
@@ -92,7 +92,9 @@ class Recipe(BaseModel):
     )
     l1: float | None = Field(None, ge=0, description="Strength of the L1 penalty on weights.")
     l2: float | None = Field(None, ge=0, description="Strength of the L2 penalty on weights.")
-    penalize: str | None = Field(None, description="What l1 and l2 act on: a pattern of names, 'fc1.*'; else all weights.")
+    penalize: str | None = Field(
+        None, description="What l1 and l2 act on: a pattern of names, 'fc1.*'; else all weights."
+    )
     # optimiser
     optimizer: str | None = Field(None, description="sgd, adam, adamw, nadam, radam, rmsprop, adagrad, muon, ...")
     optimizer_arg: dict[str, Any] = Field(default_factory=dict, description="Arguments of the optimiser: momentum=0.9.")
@@ -259,8 +261,15 @@ def read(path: str | Path) -> dict[str, Any]:
     }
 
 
-def text(recipe: Recipe, origins: dict[str, Origin]) -> str:
-    """The recipe as TOML, a comment of origin beside each setting. Reading it back gives the same recipe."""
+GIVEN = ", given from Python"  # an object of the user's, which no file can hold: it must be given again
+
+
+def text(recipe: Recipe, origins: dict[str, Origin], objects: dict[str, str] | None = None) -> str:
+    """The recipe as TOML, a comment of origin beside each setting. Reading it back gives the same recipe.
+
+    objects: the names of net, loss or optimiser where they were objects; they are written so that nobody trains without
+    them in silence.
+    """
     import tomlkit
 
     document = tomlkit.document()
@@ -270,6 +279,8 @@ def text(recipe: Recipe, origins: dict[str, Origin]) -> str:
     for name in FIELDS:
         entry = getattr(recipe, name)
         origin, reason = origins.get(name, ("default", ""))
+        if objects and name in objects:
+            entry, origin, reason = objects[name] + GIVEN, "yours", ""
         if name in MAPPINGS:
             if entry:
                 tables.append((name, _swap(entry, None, "none")))
@@ -379,7 +390,9 @@ def _ours(
     choose("optimizer", "adamw")
     choose("batch_size", max(16, min(128, 2 ** round(math.log2(max(n, 2) / 20)))), f"{n:,} training examples")
     choose("schedule", "one_cycle", "up, then down to nothing: good in few epochs")
-    rate = _RATES.get(found.optimizer or "", {"convnet": 6e-3, "pictures": 1e-2 if small else 4e-3, "vectors": 5e-3}[kind])
+    rate = _RATES.get(
+        found.optimizer or "", {"convnet": 6e-3, "pictures": 1e-2 if small else 4e-3, "vectors": 5e-3}[kind]
+    )
     rate = rate if found.schedule == "one_cycle" else rate / 4
     choose("learning_rate", rate, f"peak of {found.optimizer} for {net} with {found.schedule}")
     decays = found.optimizer in ("adamw", "muon")
@@ -400,7 +413,10 @@ def _ours(
         choose("augment", f"shift={reach},rotate=10,scale=0.1", "no mirror: it would turn letters and digits round")
     else:
         choose("augment", "none")
-    choose("label_smoothing", 0.05 if task == "classes" and kind == "convnet" else 0.0)
+    if task == "classes" and kind == "convnet":
+        choose("label_smoothing", 0.05, "against too much certainty")
+    else:
+        choose("label_smoothing", 0.0)
     choose("clip_norm", 1.0, "one odd batch cannot throw the net off")
     if not given_valid:
         choose("valid", "0.1", "to see overfitting while it happens")

@@ -27,6 +27,7 @@ from lamina.targets.base import Answers, Measure, Target
 
 SCHEMA = 1
 WEIGHTS = "weights.safetensors"
+_RESTORE = "restore it from a copy, or train again"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise RunError(f"{path} is missing.", expected="a run folder as `lamina train` writes it") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is damaged: {error}", fix="restore it from a copy, or train again") from None
+        raise RunError(f"{path} is damaged: {error}", fix=_RESTORE) from None
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -84,16 +85,38 @@ def facts(folder: str | Path) -> dict[str, Any]:
             expected=f"run schema {SCHEMA}",
             fix="open it with the Lamina that wrote it",
         )
+    missing = [name for name in ("status", "task", "seed", "source", "net", "data") if name not in found]
+    if missing:
+        raise RunError(f"{folder / 'run.json'} is damaged: it lacks {', '.join(missing)}.", fix=_RESTORE)
     return found
+
+
+def stored_recipe(folder: Path) -> recipe.Recipe:
+    """recipe.toml of a run."""
+    try:
+        stored = recipe.read(folder / "recipe.toml")
+        return recipe.make(**{name: entry for name, entry in stored.items() if not str(entry).endswith(recipe.GIVEN)})
+    except UsageError as error:
+        raise RunError(f"{folder / 'recipe.toml'} cannot be used: {error.what}", fix=_RESTORE) from error
+
+
+def stored_split(folder: Path) -> splits.Split | None:
+    """splits.csv of a run; None where its parts were given apart."""
+    place = folder / "splits.csv"
+    try:
+        return splits.from_csv(place.read_text(encoding="utf-8")) if place.is_file() else None
+    except (DataError, UnicodeDecodeError) as error:
+        raise RunError(f"{place} is damaged: {error}", fix=_RESTORE) from error
 
 
 def own_code(asked: Any, record: dict[str, Any] | None, what: str) -> Any:
     """The user's own object for a run that was trained with one: only from what he names again, never by itself."""
     if asked is not None:
         if isinstance(asked, str) and names.is_own(asked):
-            if record and record.get("sha256") and names.file_hash(asked.rpartition(":")[0]) != record["sha256"]:
+            file = Path(asked.rpartition(":")[0]).expanduser()
+            if record and record.get("sha256") and file.is_file() and names.file_hash(file) != record["sha256"]:
                 raise RunError(
-                    f"{asked.rpartition(':')[0]} is not the file the run was trained with: its SHA-256 differs.",
+                    f"{file} is not the file the run was trained with: its SHA-256 differs.",
                     fix=f"give the original file, or pass the {what} itself from Python",
                 )
             return names.own(asked)
@@ -113,16 +136,32 @@ def own_code(asked: Any, record: dict[str, Any] | None, what: str) -> Any:
     return None
 
 
+def require_own(given: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Say in one message which code of the user's a run needs and was not given again."""
+    refused = []
+    for what, thing in given.items():
+        if thing is None:
+            try:
+                own_code(None, facts.get(what), what)
+            except RunError as error:
+                refused.append(error)
+    if refused:
+        raise RunError("\n".join(error.what for error in refused), fix="\n     ".join(error.fix for error in refused))
+
+
 def domain_and_target(folder: Path, domain: Any = None, task: Any = None) -> tuple[Domain, Target]:
     """What data.json says, built again with what was learned."""
     record = read_json(folder / "data.json")
     built = []
     for room, asked, attribute, what in (("domains", domain, "DOMAIN", "domain"), ("targets", task, "TARGET", "task")):
-        entry = record[what]
+        entry = record.get(what, {}) if isinstance(record, dict) else {}
         own = own_code(asked, entry, what)
-        kind = own if own is not None else getattr(names.module(room, entry["name"]), attribute)
-        kind = kind if isinstance(kind, type) else type(kind)
-        built.append(kind(**entry["state"]))
+        try:
+            kind = own if own is not None else getattr(names.module(room, entry["name"]), attribute)
+            kind = kind if isinstance(kind, type) else type(kind)
+            built.append(kind(**entry["state"]))
+        except (KeyError, TypeError, UsageError) as error:
+            raise RunError(f"{folder / 'data.json'} is damaged: no {what} of it: {error}", fix=_RESTORE) from error
     return built[0], built[1]
 
 
@@ -160,7 +199,9 @@ class Run:
     def history(self) -> list[dict[str, Any]]:
         """An entry an epoch, and an event."""
         place = self.folder / "history.jsonl"
-        return [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()] if place.is_file() else []
+        if not place.is_file():
+            raise RunError(f"{place} is missing.", expected=f"the run in {self.folder.absolute()}", fix=_RESTORE)
+        return [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
 
     @property
     def scores(self) -> list[dict[str, Any]]:
@@ -178,7 +219,7 @@ class Run:
 
     @property
     def recipe(self) -> recipe.Recipe:
-        return recipe.make(**recipe.read(self.folder / "recipe.toml"))
+        return stored_recipe(self.folder)
 
     @property
     def net(self) -> nn.Module:
@@ -195,9 +236,10 @@ class Run:
         if place.is_file():
             wanted = self.facts.get("weights", {}).get("sha256")
             if wanted and hashlib.sha256(place.read_bytes()).hexdigest() != wanted:
-                raise RunError(f"{place} is damaged: its SHA-256 is not that of run.json.",
-                               fix="restore it from a copy, or train again")  # fmt: skip
+                raise RunError(f"{place} is damaged: its SHA-256 is not that of run.json.", fix=_RESTORE)
             return weights.read_weights(place)
+        if self.facts["status"] == "done":
+            raise RunError(f"{place} is missing.", fix=_RESTORE)
         newest = state.newest(self.folder / "checkpoints", lambda words: None)
         if newest is None:
             raise RunError(f"{self.folder} has no weights yet.", fix=f"lamina resume {self.folder}")
@@ -214,7 +256,7 @@ class Run:
         net, options = self._options(device, batch_size)
         return self.domain.predict(net, inputs, self.target, **options)
 
-    def reload(self, source: Any = None, groups: Any = None) -> data.Data:
+    def reload(self, source: Any = None) -> data.Data:
         """The data of the run, as they were split and fitted then."""
         asked = self.recipe
         if source is None:
@@ -226,9 +268,13 @@ class Run:
             source = asked.source
         if not isinstance(source, Source):
             source = self.domain.read(source, **given_sources(asked))
-        split_file = self.folder / "splits.csv"
-        split = splits.from_csv(split_file.read_text(encoding="utf-8")) if split_file.is_file() else None
-        loaded, _ = data.load(asked, source, split=split, fitted=(self.domain, self.target))
+        loaded, _ = data.load(asked, source, split=stored_split(self.folder), fitted=(self.domain, self.target),
+                              loss=self.target.loss(), own_net=self.facts["net"]["own"])  # fmt: skip
+        if loaded.fingerprint() != self.facts["data"]["fingerprint"]:
+            raise RunError(
+                f"The data are not those {self.folder} was trained on: their SHA-256 differs.",
+                fix="give the data as they were, or evaluate on these: run.evaluate(source)",
+            )
         return loaded
 
     def answers(self, part: str = "test", source: Any = None, **options: Any) -> tuple[np.ndarray, Answers, np.ndarray]:
@@ -243,13 +289,33 @@ class Run:
         encoded = data.Encoded(inputs, column, None if isinstance(inputs, tuple) else self.target.encode)
         return _answers(net, self.domain, self.target, encoded, None, **device)
 
-    def evaluate(self, source: Any = None, *, part: str = "test", device: str = "cpu") -> list[dict[str, Any]]:
-        """Scores with 95 % intervals, on the held-out split or on labelled data given: (x, y), a path or a Dataset."""
-        truth, found, _ = self.answers(part, source, device=device)
+    def evaluate(
+        self, source: Any = None, *, part: str = "test", device: str = "cpu", groups: Any = None
+    ) -> list[dict[str, Any]]:
+        """Scores with 95 % intervals, on the held-out split or on labelled data given: (x, y), a path or a Dataset.
+
+        groups (N,): who belongs together among the examples given, or among all of the run's own; those that a run was
+        trained with must be given again, since intervals that leave them out would be too narrow.
+        """
+        drawn = source is None and (part == "train" or recipe.share(getattr(self.recipe, part, None)) is not None)
+        if drawn and groups is None and self.facts["data"].get("groups") is not None:
+            raise RunError(
+                f"{self.folder} was trained with groups, which are not stored.",
+                fix="run.evaluate(groups=...) from Python; what the training measured is in scores.json",
+            )
+        truth, found, numbers = self.answers(part, source, device=device)
+        of_rows = None
+        if groups is not None and (drawn or source is not None):
+            of_rows = np.asarray(groups)
+            if (len(of_rows) != len(found)) if source is not None else (len(of_rows) <= numbers.max()):
+                raise UsageError(f"groups has {len(of_rows)} entries.", expected="one for each example")
+            of_rows = of_rows[numbers]
         split = part if source is None else "given"
         labels = getattr(self.target, "labels", None) or None
         measures = self.target.measures()
-        return evaluate.scores(measures, truth, found, split=split, seed=self.facts["seed"], labels=labels)
+        return evaluate.scores(
+            measures, truth, found, split=split, seed=self.facts["seed"], groups=of_rows, labels=labels
+        )
 
     def save(self, path: str | Path) -> Path:
         """The trained weights in a file: `net.pth` in PyTorch's format, or `net.safetensors`."""
@@ -366,6 +432,6 @@ def _cell(value: Any) -> Any:
     """Numbers to seven digits; text that a spreadsheet would run as a formula gets an apostrophe."""
     if isinstance(value, (float, np.floating)):
         return f"{float(value):.7g}"
-    if isinstance(value, str) and value[:1] in ("=", "+", "@", "\t", "\r"):
-        return "'" + value
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return value if recipe.share(value) is not None else "'" + value  # a number is none, with its sign
     return value

@@ -45,6 +45,10 @@ class TrainState:
     loss_sum: Tensor | None = None  # of this epoch, on the device
     loss_count: int = 0
     seconds: float = 0.0  # of learning, before this process
+    modes: list[bool] | None = None  # of the modules while learning: a caller may have put them into evaluation mode
+
+    def net_modes(self) -> list[bool]:
+        return [module.training for module in self.net.modules()]
 
     def tree(self) -> dict[str, Any]:
         """Everything but the weights."""
@@ -56,7 +60,7 @@ class TrainState:
             "loss_sum": self.loss_sum,
             "optimizer": self.optimizer.state_dict(),
             "generators": all_generators(),
-            "training": {name: module.training for name, module in self.net.named_modules()},
+            "training": dict(zip(dict(self.net.named_modules()), self.modes or self.net_modes(), strict=True)),
         }  # fmt: skip
         for name in ("batches", "schedule", "scaler", "ema"):
             part = getattr(self, name)

@@ -106,6 +106,12 @@ def train(
             raise UsageError(f"{recipe} names no source: its data were in memory.", fix="give the data as well")
     else:
         asked.pop("source", None)
+    gone = [name for name, entry in asked.items() if str(entry).endswith(recipes.GIVEN)]
+    if gone:
+        raise UsageError(
+            "\n".join(f"{recipe} had {name} = {asked[name]}." for name in gone),
+            fix=f"give {', '.join(f'{name}=...' for name in gone)} to lamina.train as well",
+        )
     wanted = jobs.validated(asked, objects)
     own_net = "net" in objects or names.is_own(wanted.net or "")
     jobs.check_idle({**settings, "init": init}, objects, own_net)
@@ -372,6 +378,12 @@ def _write_start(job: Job, learning: _Learning) -> None:
     folder, loaded = job.folder, job.data
     files.folder(folder / "checkpoints")
     _checkpoint(job, learning)
+    records = {what: job.facts[what] for what in ("net", "loss", "optimizer")}
+    objects = {
+        what: record.get("class") or record["name"]
+        for what, record in records.items()
+        if (record.get("own") or record.get("object")) and not names.is_own(getattr(job.recipe, what) or "")
+    }
     kinds = {}
     for what, kind, room in (("domain", loaded.domain, "domains"), ("task", loaded.target, "targets")):
         own = kind.name not in names.known(room)
@@ -388,12 +400,12 @@ def _write_start(job: Job, learning: _Learning) -> None:
             "parts": {part: loaded.size(part) for part in data.PARTS},
             "split": loaded.split.how if loaded.split is not None else "as given",
             "findings": [results.finding(found) for found in loaded.findings],
-            "origins": {name: list(origin) for name, origin in job.origins.items()},
+            "origins": {name: list(origin) for name, origin in job.origins.items() if name not in objects},
         },
     )
     if loaded.split is not None:
         files.write(folder / "splits.csv", splits.to_csv(loaded.split))
-    files.write(folder / "recipe.toml", recipes.text(job.recipe, job.origins))
+    files.write(folder / "recipe.toml", recipes.text(job.recipe, job.origins, objects))
     runs_.write_json(folder / "run.json", job.facts)
 
 

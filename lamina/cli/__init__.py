@@ -28,14 +28,21 @@ def main(arguments: list[str] | None = None) -> None:
     """The entry point of the `lamina` command."""
     try:
         code = _run(sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:  # before a verb could answer it
-        print("Stopped.", file=sys.stderr)
-        code = 130
-    try:
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader went away: `lamina predict ... | head`
+    except KeyboardInterrupt:  # where there is no run that could be resumed
+        print("stopped: interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader has enough: `lamina predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     sys.exit(code)
+
+
+class Carried(Exception):
+    """Ctrl-C, or a reader that went away, on its way past Typer, which has answers of its own to them."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
 
 
 def _run(arguments: list[str]) -> int:
@@ -43,10 +50,13 @@ def _run(arguments: list[str]) -> int:
     from lamina.errors import LaminaError
 
     try:
-        result = application()(arguments, prog_name="lamina", standalone_mode=False)
+        try:
+            result = application()(arguments, prog_name="lamina", standalone_mode=False)
+        except Carried as carried:
+            raise carried.error from None
         return result if isinstance(result, int) else 0
     except UsageMistake as mistake:
-        mistake.show()  # type: ignore[attr-defined]
+        _print_mistake(mistake)
         return 2
     except LaminaError as error:
         if "--debug" in arguments:
@@ -54,10 +64,19 @@ def _run(arguments: list[str]) -> int:
         _print_error(error)
         return error.exit_code
     except (MemoryError, OSError) as error:
-        if "--debug" in arguments or (isinstance(error, BrokenPipeError)):
+        if "--debug" in arguments or isinstance(error, BrokenPipeError):
             raise
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         return 6
+
+
+def _print_mistake(mistake: Any) -> None:
+    """A mistake in the words typed, as Typer found it, in our form; without words, the help."""
+    if type(mistake).__name__ == "NoArgsIsHelpError":
+        print(mistake.format_message(), file=sys.stderr)
+        return
+    print(f"error: {mistake.format_message()}", file=sys.stderr)
+    print(f"fix: {mistake.ctx.command_path if mistake.ctx else 'lamina'} --help", file=sys.stderr)
 
 
 def _print_error(error: Any) -> None:

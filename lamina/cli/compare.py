@@ -22,8 +22,4 @@ def compare(runs: Annotated[list[str], typer.Argument(help="Two run folders or m
     for other in opened[1:]:
         truth, first, second, measure = shared_predictions(opened[0], other)
         found = evaluate.compare(truth, first, second, measure, seed=0)
-        typer.echo(
-            f"{opened[0].folder} - {other.folder}: {measure.name} {found['difference']:+.4f} "
-            f"(95 % interval {found['low']:+.4f} to {found['high']:+.4f}, p = {found['p']:.3g}, "
-            f"{len(truth):,} shared examples): {found['words']}"
-        )
+        typer.echo(f"A = {opened[0].folder}, B = {other.folder}: {found['words']}")

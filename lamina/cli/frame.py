@@ -6,6 +6,7 @@ so the field list is the command line.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from lamina.cli import VERBS, verb
+from lamina.cli import VERBS, Carried, verb
 
 UsageMistake: type[Exception] = typer.BadParameter.__bases__[0]  # Click's UsageError, wherever Typer keeps its Click
 
@@ -41,7 +42,7 @@ class Verbs(TyperGroup):
         if self.listing:
             return TyperCommand(cmd_name, callback=None, params=[], help=VERBS[cmd_name])
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(cmd_name, help=VERBS[cmd_name])(verb(cmd_name))
+        app.command(cmd_name, help=VERBS[cmd_name])(_carrying(verb(cmd_name)))
         return typer.main.get_command(app)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -54,6 +55,19 @@ class Verbs(TyperGroup):
         if args and args[0] not in VERBS and not args[0].startswith("-"):
             raise UsageError(f"There is no verb {args[0]!r}: {near(args[0], VERBS)}", fix="lamina --help")
         return super().resolve_command(ctx, args)
+
+
+def _carrying(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A verb whose Ctrl-C and broken pipe reach `main` as they are."""
+
+    @functools.wraps(function)
+    def wrapped(**given: Any) -> Any:
+        try:
+            return function(**given)
+        except (KeyboardInterrupt, BrokenPipeError) as error:
+            raise Carried(error) from error
+
+    return wrapped
 
 
 def show_version(wanted: bool) -> None:

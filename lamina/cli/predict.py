@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lamina.cli.frame import Debug, Device, OwnDomain, OwnNet, OwnTask
+from lamina.errors import DataError
+
+
+@contextmanager
+def _as_file(inputs: str) -> Iterator[str]:
+    """The path of a file with what comes in: standard input goes into one, with the suffix of what it begins like."""
+    if inputs != "-":
+        yield inputs
+        return
+    content = sys.stdin.buffer.read()
+    if not content:
+        raise DataError("Standard input is empty.", expected="an .npz file, an IDX file or a picture")
+    known = {b"PK": ".npz", b"\x00\x00": ".idx", b"\x1f\x8b": ".gz"}
+    suffix = next((suffix for begin, suffix in known.items() if content.startswith(begin)), ".png")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"standard-input{suffix}"
+        path.write_bytes(content)
+        yield str(path)
 
 
 def predict(
@@ -28,7 +51,9 @@ def predict(
     from lamina.run import load, predictions_csv, predictions_jsonl
 
     opened = load(run, net=net, domain=domain, task=task)
-    raw, ids = opened.domain.open_inputs(inputs)
+    with _as_file(inputs) as path:
+        raw, ids = opened.domain.open_inputs(path)
+        ids = ["-" if name == path != inputs else name for name in ids]
     answers = opened.predict(raw, device=device)
     as_json = jsonl or (out or "").endswith(".jsonl")
     text = (predictions_jsonl if as_json else predictions_csv)(opened.target, answers, ids)

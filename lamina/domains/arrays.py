@@ -172,22 +172,24 @@ class Arrays(Domain):
         """A file of inputs -> arrays and a name for each example: its column `id`, else its number from 0 on.
 
         .npy; .npz (x, or as many arrays as the net has inputs); .csv and .tsv (a header is recognised); .jsonl (an array
-        of numbers a line, or an object); - for standard input (CSV, or JSON lines where it begins with [ or {); and
-        what a training source may be. Columns are matched by name where the run knows the names of its inputs.
+        of numbers a line, or an object); any other text, and - for standard input: JSON lines where it begins with [ or
+        {, else CSV; and what a training source may be. Columns are matched by name where the run knows their names.
         """
         place = Path(path)
         ending = place.suffix.lower()
         if path == "-":
-            text = sys.stdin.read().removeprefix("\ufeff")
-            ending = ".jsonl" if text.lstrip()[:1] in ("[", "{") else ".csv"
-        elif ending not in ARRAY_FILES + ROW_FILES or not place.is_file():
+            text, where = sys.stdin.read().removeprefix("\ufeff"), "standard input"
+        elif not place.is_file():
             return super().open_inputs(path)
         elif ending in ARRAY_FILES:
             columns = array_file(place, len(self.shapes) or 1)
             return columns, [str(row) for row in range(len(np.atleast_1d(columns[0])))]
+        elif ending in ROW_FILES or _is_text(place):
+            text, where = _text(place), path
         else:
-            text = _text(place)
-        where = "standard input" if path == "-" else path
+            return super().open_inputs(path)
+        if ending not in ROW_FILES:
+            ending = ".jsonl" if text.lstrip()[:1] in ("[", "{") else ".csv"
         if len(self.shapes) > 1:
             raise UsageError(
                 f"{where} holds one input an example, and the net takes {len(self.shapes)}.",
@@ -287,6 +289,12 @@ def array_file(path: Path, inputs: int = 1) -> tuple[np.ndarray, ...]:
         ) from error
 
 
+def _is_text(path: Path) -> bool:
+    """Whether a file begins without the control characters that all binary formats begin with."""
+    with path.open("rb") as file:
+        return not any(byte < 9 or 13 < byte < 32 for byte in file.read(64))
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -298,7 +306,7 @@ def _csv_rows(text: str, where: str, features: list[str] | None) -> Iterator[tup
     """(line, id, cells or what is wrong) of each row. A first row of words, or of the inputs' names, is the header."""
     first = text.strip().partition("\n")[0]
     delimiter = next((mark for mark in "\t;" if mark in first), ",")
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
     except csv.Error as error:

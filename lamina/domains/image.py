@@ -83,11 +83,10 @@ class Image(Domain):
         table = as_numbers(column)
         way = layout(tuple(table.shape))
         if way is None:
-            alone = self.height and tuple(table.shape[-2:]) == (self.height, self.width)
             raise DataError(
                 f"The inputs have shape {tuple(table.shape)}.",
                 expected="pictures (N, H, W), (N, C, H, W) or (N, H, W, C)",
-                fix="for one picture add the batch dimension: x[None]" if alone else "",
+                fix=self._alone(table),
             )
         table = table[:, None] if way == "NHW" else table.permute(0, 3, 1, 2) if way == "NHWC" else table
         if table.dtype == torch.bool:
@@ -99,6 +98,12 @@ class Image(Domain):
             table = table.to(torch.uint8)
         return table.contiguous()
 
+    def _alone(self, table: Tensor) -> str:
+        """The hint for one picture without its batch dimension."""
+        c, h, w = self.channels, self.height, self.width
+        alone = table.shape in ((c, h, w), (h, w, c)) or (c == 1 and table.shape == (h, w))
+        return "for one picture add the batch dimension: x[None]" if alone else ""
+
     def encode(self, inputs: Any) -> Any:
         if not isinstance(inputs, (tuple, list, np.ndarray, Tensor)) and not hasattr(inputs, "__array__"):
             return inputs  # a Dataset
@@ -108,6 +113,7 @@ class Image(Domain):
             raise DataError(
                 f"The pictures are {tuple(table.shape[1:])} (channels, height, width).",
                 expected=f"{(self.channels, self.height, self.width)}, as in training",
+                fix=self._alone(as_numbers(column)),
             )
         if table.is_floating_point():
             table = table.float()
