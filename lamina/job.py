@@ -26,8 +26,6 @@ from lamina import (
     data,
     devices,
     engine,
-    files,
-    initialisers,
     losses,
     mixing,
     names,
@@ -35,9 +33,6 @@ from lamina import (
     penalties,
     schedules,
 )
-from lamina import recipe as recipes
-from lamina import run as runs_
-from lamina import sources as sources_
 from lamina.batches import Batch, balanced, keeping_generators
 from lamina.errors import LaminaError, ResourceError, UsageError, near
 from lamina.finder import find_learning_rate
@@ -66,168 +61,6 @@ class Job:
     @property
     def supervised(self) -> bool:
         return self.data.target.needs_truth
-
-
-def validated(asked: dict[str, Any], objects: dict[str, Any]) -> Recipe:
-    """The recipe, or every mistake in it at once: values, keys, names and objects, before any data are read."""
-    mistakes = _of_wrong_kind(objects)
-    try:
-        wanted = recipes.make(**asked)
-    except UsageError as error:
-        mistakes.append(str(error))
-    known: dict[str, list[str]] = {
-        "net": names.known("nets"),
-        "domain": names.known("domains"),
-        "task": names.known("targets"),
-        "optimizer": optimizers.names(),
-        "schedule": schedules.names(),
-        "init": [*initialisers.names(), "pytorch"],
-    }
-    for what, choices in known.items():
-        given = asked.get(what)
-        if isinstance(given, str) and not names.is_own(given):
-            plain = given.lower().replace("-", "_")
-            if plain not in choices:
-                mistakes.append(f"There is no {what} {given!r}: {near(plain, choices)}")
-    for what, build in (
-        ("augment", augment.make),
-        ("device", _named_device),
-        ("loss", lambda name: losses.make(name, **asked.get("loss_arg", {}))),
-    ):
-        if isinstance(asked.get(what), str) and not names.is_own(asked[what]):
-            try:
-                build(asked[what])
-            except UsageError as error:
-                mistakes.append(str(error))
-    if mistakes:
-        raise UsageError("\n".join(mistakes))
-    for what in ("net", "loss", "domain", "task"):
-        if names.is_own(getattr(wanted, what) or ""):
-            names.own(getattr(wanted, what))
-    return wanted
-
-
-def _named_device(name: str) -> None:
-    """A UsageError for a name that is none. Whether the device is here is asked later: a recipe may have travelled."""
-    with suppress(ResourceError):
-        devices.pick(name)
-
-
-def _of_wrong_kind(objects: dict[str, Any]) -> list[str]:
-    """What was given in the place of a net, a loss, ... and cannot be one."""
-    fits: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "net": (lambda given: isinstance(given, nn.Module) or callable(given), "an nn.Module, or a class of one"),
-        "loss": (callable, "a callable (output, truth) -> 0-d tensor"),
-        "optimizer": (lambda given: isinstance(given, torch.optim.Optimizer) or callable(given),
-                      "a torch.optim.Optimizer, or a callable (parameters) -> optimizer"),
-        "domain": (lambda given: hasattr(given, "encode"), "a class of lamina.domains.base.Domain"),
-        "task": (lambda given: hasattr(given, "encode"), "a class of lamina.targets.base.Target"),
-    }  # fmt: skip
-    return [
-        f"The {what} is of the type {type(given).__name__}; it can be {fits[what][1]}, or a name."
-        for what, given in objects.items()
-        if what in fits and not fits[what][0](given)
-    ]
-
-
-def check_idle(settings: dict[str, Any], objects: dict[str, Any], own_net: bool) -> None:
-    """Refuse settings that would do nothing beside the objects they were given with."""
-    made = {"net": "net_arg", "loss": "loss_arg"}
-    idle = {
-        name: f"the {what} is made already" for what, name in made.items() if isinstance(objects.get(what), nn.Module)
-    }
-    if "optimizer" in objects:
-        names_ = ("learning_rate", "weight_decay", "rates", "optimizer_arg")
-        idle |= dict.fromkeys(names_, "the optimizer is yours, and has its own")
-    if own_net:
-        idle["size"] = "the net is yours, and has its own"
-    if not settings.get("l1") and not settings.get("l2"):
-        idle["penalize"] = "neither l1 nor l2 is asked for"
-    if settings.get("weights") is not None:
-        idle["init"] = "the weights are read from a file"
-    mistakes = [f"{name} would do nothing: {why}." for name, why in idle.items() if settings.get(name)]
-    if mistakes:
-        raise UsageError("\n".join(mistakes), fix="leave it out" if len(mistakes) == 1 else "leave them out")
-
-
-def check_watchers(watchers: Sequence[Any]) -> None:
-    for watch in watchers:
-        if not callable(watch):
-            raise UsageError(
-                f"A watcher is of the type {type(watch).__name__}.",
-                expected="a callable (progress) -> Stop, Save, Log or None",
-            )
-
-
-def check_tag(folder: Path, tag: str) -> None:
-    """A watcher may keep a state under a name of its own, and not over what else is in the run."""
-    if Path(tag).name != tag or tag in (".", ".."):
-        raise UsageError(f"Save({tag!r}) is not the name of a folder.", expected="a name without slashes")
-    if (folder / tag).exists() and not (folder / tag / files.MANIFEST).is_file():
-        raise UsageError(f"Save({tag!r}) would replace {folder / tag}.", fix="another name")
-
-
-def check_validation(recipe: Recipe, there: bool) -> None:
-    """Refuse settings that read the scores of a validation split where there is none."""
-    asked = {"early_stopping": bool(recipe.early_stopping), "keep=best": recipe.keep == "best",
-             "schedule=plateau": recipe.schedule == "plateau"}  # fmt: skip
-    needs = [name for name, wanted in asked.items() if wanted]
-    if needs and not there:
-        raise UsageError(
-            f"{' and '.join(needs)} reads the scores of a validation split, and there is none.",
-            fix="--valid 0.1, or validation data of your own",
-        )
-
-
-def free_folder(runs: Path, name: str | None, source: Any) -> Path:
-    """The folder the run will have; that it can be written is found out now, not after an hour."""
-    files.folder(runs)
-    probe = runs / f"{files.TEMPORARY}probe-{time.monotonic_ns()}"
-    files.write(probe, b"")
-    probe.unlink()
-    if name is not None:
-        place = runs / name
-        if Path(name).name != name or name in (".", ".."):
-            raise UsageError(
-                f"name is {name!r}.", expected="a folder's name without slashes", fix="--runs DIR for the place"
-            )
-        if place.exists():
-            raise UsageError(
-                f"{place} exists already.",
-                fix=f"choose another --name, delete it, or go on with it: lamina resume {place}",
-            )
-        return place
-    stem = Path(str(source)).stem.lower() if isinstance(source, (str, Path)) else "run"
-    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in stem).strip("-") or "run"
-    k = 1
-    while (runs / f"{stem}-{k}").exists():
-        k += 1
-    return runs / f"{stem}-{k}"
-
-
-def open_source(source: Any, wanted: Recipe, objects: dict[str, Any], groups: Any, times: Any) -> sources_.Source:
-    kind = objects.get("domain", wanted.domain)
-    options = runs_.given_sources(wanted)
-    options.update({part: objects[part] for part in ("valid", "test") if part in objects})
-    if isinstance(source, sources_.Source):
-        opened = source
-    elif kind is not None:
-        opened = data.build("domains", kind, "DOMAIN").read(source, **options)
-    else:
-        opened = sources_.open(source, **options)
-    for attribute, column in (("groups", groups), ("times", times)):
-        if column is not None:
-            column = np.asarray(column)
-            if len(column) != opened.train.count:
-                raise UsageError(f"{attribute} has {len(column)} entries for {opened.train.count} examples.")
-            setattr(opened.train, attribute, column)
-    for part in ("valid", "test"):
-        if recipes.share(getattr(wanted, part)) is not None and getattr(opened, part) is not None:
-            raise UsageError(
-                f"{part} is the share {getattr(wanted, part)}, but {opened.name} has {part} examples of its own.",
-                fix=f"leave {part} out, or give a source of training examples only",
-            )
-    return opened
 
 
 def build_net(

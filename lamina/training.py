@@ -23,7 +23,20 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lamina import __version__, data, devices, engine, files, initialisers, names, penalties, results, splits, weights
+from lamina import (
+    __version__,
+    asking,
+    data,
+    devices,
+    engine,
+    files,
+    initialisers,
+    names,
+    penalties,
+    results,
+    splits,
+    weights,
+)
 from lamina import job as jobs
 from lamina import recipe as recipes
 from lamina import run as runs_
@@ -112,14 +125,14 @@ def train(
             "\n".join(f"{recipe} had {name} = {asked[name]}." for name in gone),
             fix=f"give {', '.join(f'{name}=...' for name in gone)} to lamina.train as well",
         )
-    wanted = jobs.validated(asked, objects)
+    wanted = asking.validated(asked, objects)
     own_net = "net" in objects or names.is_own(wanted.net or "")
-    jobs.check_idle({**settings, "init": init}, objects, own_net)
-    jobs.check_watchers(watchers)
-    place = jobs.free_folder(Path(runs), name, source)
+    asking.check_idle({**settings, "init": init}, objects, own_net)
+    asking.check_watchers(watchers)
+    place = asking.free_folder(Path(runs), name, source)
     screen = Screen(quiet=quiet)
 
-    opened = jobs.open_source(source, wanted, objects, groups, times)
+    opened = asking.open_source(source, wanted, objects, groups, times)
     with keeping_generators(), jobs.memory_in_words():
         return _start(opened, wanted, objects, place, name is not None, screen, watchers, began, command)
 
@@ -270,7 +283,7 @@ def _start(
     origins = resolved["origins"]
     if "train" not in loaded.parts:
         raise UsageError("Nothing is left to train on.", fix="smaller valid and test shares")
-    jobs.check_validation(found, "valid" in loaded.parts)
+    asking.check_validation(found, "valid" in loaded.parts)
     for key, title in (("domain", loaded.domain.name), ("task", loaded.target.name)):
         if getattr(found, key) is None and title:
             setattr(found, key, title)
@@ -590,7 +603,7 @@ def _learn(job: Job, learning: _Learning, signals: _Signals) -> None:
             if request is None:
                 continue
             if isinstance(request, Save):
-                jobs.check_tag(job.folder, request.tag)
+                asking.check_tag(job.folder, request.tag)
                 state_about = {"score": {k: v for k, v in progress.scores.items() if math.isfinite(v)}}
                 states.save(job.folder / request.tag, state, state_about)
             elif isinstance(request, Log):

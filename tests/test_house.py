@@ -36,7 +36,7 @@ ORDER = [
     "run",
     "engine watchers baselines explain report bundle export serve",
     "finder",
-    "job",
+    "job asking",
     "results",
     "training",
     "tune",
