@@ -168,7 +168,8 @@ def open_source(source: Any, wanted: Recipe, objects: dict[str, Any], groups: An
     if isinstance(source, sources_.Source):
         opened = source
     elif kind is not None:
-        opened = data.build("domains", kind, "DOMAIN").read(source, **options)
+        domain = data.with_options(data.build("domains", kind, "DOMAIN"), wanted.domain_arg, "domain")
+        opened = domain.read(source, **options)
     else:
         opened = sources_.open(source, **options)
     for attribute, column in (("groups", groups), ("times", times)):

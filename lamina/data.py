@@ -6,6 +6,7 @@ encoded examples, and which of them are for training, validation and test. Calle
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 from lamina import checks, names, splits
 from lamina.batches import keeping_generators, unpack
 from lamina.domains.base import Domain, Encoded
-from lamina.errors import DataError, UsageError
+from lamina.errors import DataError, UsageError, near
 from lamina.recipe import Recipe, share
 from lamina.sources import Examples, Source
 from lamina.targets.base import Target, bare
@@ -140,6 +141,16 @@ def build(room: str, asked: Any, attribute: str) -> Any:
     return asked() if isinstance(asked, type) else asked
 
 
+def with_options(kind: Any, options: dict[str, Any], what: str) -> Any:
+    """A domain or target with some of its fields set as asked."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        words = "\n".join(f"The {what} {kind.name!r} has no option {name!r}: {near(name, known)}" for name in unknown)
+        raise UsageError(words, fix=f"--{what}-arg NAME=VALUE")
+    return dataclasses.replace(kind, **options) if options else kind
+
+
 def choose_domain(examples: Examples, asked: Any, *, own_net: bool) -> tuple[Domain, str]:
     if asked is not None:
         return build("domains", asked, "DOMAIN"), "yours"
@@ -212,6 +223,8 @@ def load(
         answer, why["task"] = choose_target(
             truth, target if target is not None else recipe.task, loss, known=examples.labels, name=source.name
         )
+        kind = with_options(kind, recipe.domain_arg, "domain")
+        answer = with_options(answer, recipe.task_arg, "task")
     if truth is None and answer.needs_truth:
         raise DataError(
             f"{source.name} has no answers to learn from.", expected="(inputs, answers): give the labels too"

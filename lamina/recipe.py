@@ -58,6 +58,10 @@ class Recipe(BaseModel):
     data_dir: str | None = Field(None, description="Where named data sets such as mnist lie.")
     domain: str | None = Field(None, description="Kind of input: arrays, image, or FILE.py:CLASS.")
     task: str | None = Field(None, description="Kind of answer: classes, numbers, tags, or FILE.py:CLASS.")
+    domain_arg: dict[str, Any] = Field(default_factory=dict, description="Options of the domain, its fields: size=32.")
+    task_arg: dict[str, Any] = Field(
+        default_factory=dict, description="Options of the target, its fields: threshold=0.3."
+    )
     valid: str | None = Field(None, description="Validation data: a source, or a share such as 0.1; 0 for none.")
     test: str | None = Field(None, description="Test data: a source, or a share such as 0.2; 0 for none.")
     split: Literal["auto", "random", "stratified", "grouped", "time"] | None = Field(
@@ -171,7 +175,7 @@ class Recipe(BaseModel):
 
 
 FIELDS = Recipe.model_fields
-MAPPINGS = ("net_arg", "loss_arg", "optimizer_arg", "schedule_arg", "rates")
+MAPPINGS = ("domain_arg", "task_arg", "net_arg", "loss_arg", "optimizer_arg", "schedule_arg", "rates")
 
 
 def _plain(entry: Any, name: str) -> Any:

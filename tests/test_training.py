@@ -682,3 +682,13 @@ def test_a_recipe_of_objects_is_not_trained_without_them(tmp_path):
         runs=tmp_path, quiet=True,
     )  # fmt: skip
     assert again.recipe.epochs == 1
+
+
+def test_fields_of_a_target_are_options(tmp_path):
+    settings = {"epochs": 1, "runs": tmp_path, "quiet": True, "task": "tags"}
+    x = np.random.default_rng(0).normal(size=(80, 4)).astype("float32")
+    y = (x[:, :3] > 0).astype(int)
+    run = lamina.train((x, y), task_arg={"threshold": 0.9}, **settings)
+    assert run.target.threshold == 0.9
+    with pytest.raises(UsageError, match="no option 'treshold': did you mean 'threshold'"):
+        lamina.train((x, y), task_arg={"treshold": 0.9}, **settings)
