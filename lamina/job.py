@@ -115,7 +115,8 @@ def code_record(given: Any, named: str | None) -> dict[str, Any]:
     except TypeError:
         file = None
     if file and Path(file).is_file():
-        record.update(file=Path(file).name, sha256=names.file_hash(file))
+        typed = (named or "").rpartition(":")[0] if names.is_own(named or "") else Path(file).name
+        record.update(file=typed, sha256=names.file_hash(file))
     return record
 
 
@@ -201,6 +202,11 @@ def batches(job: Job, part: str, *, shuffle: bool = True, net: nn.Module | None 
     if recipe.cutmix:
         walk = mixing.Cutmix(walk, classes=classes, alpha=recipe.cutmix)
     return walk
+
+
+def sample(job: Job) -> Callable[[], Batch]:
+    """The first training examples, in their own order: the same batch whenever it is asked for."""
+    return functools.cache(lambda: first_batch(batches(job, "train", shuffle=False)))
 
 
 def try_batch(job: Job, walk: Any) -> None:

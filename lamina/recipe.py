@@ -133,6 +133,7 @@ class Recipe(BaseModel):
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps or auto.")
     checkpoint_every: str | None = Field(None, description="25steps, 2m, 30s or 1epoch.")
     baselines: bool | None = Field(None, description="Measure simple models beside the net.")
+    report: bool | None = Field(None, description="Draw figures and write report.html.")
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -318,8 +319,8 @@ def resolve(
 ) -> tuple[Recipe, dict[str, Origin]]:
     """Give every setting a value and an origin.
 
-    examples: in the training split, None where nobody knows; pictures: (channels, height, width) when the inputs are
-    pictures; supervised: False where a domain makes its own batches (a game).
+    examples: to train on and to draw splits from, None where nobody knows; pictures: (channels, height, width) when the
+    inputs are pictures; supervised: False where a domain makes its own batches (a game).
     """
     found = recipe.model_copy(deep=True)
     origins: dict[str, Origin] = {}
@@ -353,6 +354,7 @@ def resolve(
     choose("early_stopping", 0)
     choose("checkpoint_every", "30s")
     choose("baselines", supervised)
+    choose("report", True)
     if own_net or not supervised:
         _exactly(found, choose, given_valid, bytes_in, "your own net gets just what you ask for" if own_net else "")
     else:
@@ -387,6 +389,9 @@ def _ours(
     found: Recipe, choose: Choose, net: str, n: int, pictures: tuple[int, int, int] | None, task: str, given_valid: bool
 ) -> None:
     """Recipes for our own nets. The figures were found on the validation splits of the samples and of MNIST."""
+    if not given_valid:
+        choose("valid", "0.1", "to see overfitting while it happens")
+    n = round(n * (1.0 - (share(found.valid) or 0.0) - (share(found.test) or 0.0)))  # what is left to train on
     small = n < 3_000
     kind = "convnet" if net == "convnet" else "pictures" if pictures is not None else "vectors"
     choose("size", "medium" if kind != "convnet" and n >= 20_000 else "small", f"{n:,} training examples")
@@ -405,7 +410,8 @@ def _ours(
     if net == "mlp":
         many: dict[str, Any] = {"dropout": 0.3, "input_dropout": 0.1, "normalisation": "batch"}
         arguments = {"dropout": 0.2} if kind == "vectors" else {} if small else many
-        choose("net_arg", {**arguments, **found.net_arg}, "against overfitting")
+        if arguments:
+            choose("net_arg", {**arguments, **found.net_arg}, "against overfitting")
     steps_an_epoch = max(1, -(-n // (found.batch_size or 64)))
     if found.budget is None and found.steps is None:
         wanted = {"convnet": 4_500, "pictures": 2_500 if small else 8_000, "vectors": 1_000 if small else 6_000}[kind]
@@ -422,8 +428,6 @@ def _ours(
     else:
         choose("label_smoothing", 0.0)
     choose("clip_norm", 1.0, "one odd batch cannot throw the net off")
-    if not given_valid:
-        choose("valid", "0.1", "to see overfitting while it happens")
     if found.early_stopping:
         choose("keep", "best", "early stopping goes back to the best")
     else:

@@ -51,7 +51,8 @@ def finish(job: Job, state: states.TrainState, history: History, loaded_seconds:
         },
     )
     words = _words(job, scores, history)
-    _report(job, {**facts, "run": job.facts, "history": history.rows, "words": words})
+    if job.recipe.report:
+        _report(job, {**facts, "history": history.rows, "words": words})
     job.facts["seconds"]["total"] = round(time.monotonic() - job.began, 3)
     job.facts["status"] = "done"
     runs_.write_json(folder / "run.json", job.facts)
@@ -147,9 +148,10 @@ def _words(job: Job, scores: list[dict[str, Any]], history: History) -> list[str
         and test["better"] == "higher"
         and train["value"] - test["value"] > 0.05
     ):
+        augment = "--augment, " if job.data.domain.name == "image" else ""
         found.append(
             f"The net knows its training data better than new data ({train['score']} {train['value']:.3f} against "
-            f"{test['value']:.3f}): more data, --augment, --net-arg dropout=0.3 or --early-stopping 5 may help."
+            f"{test['value']:.3f}): more data, {augment}--net-arg dropout=0.3 or --early-stopping 5 may help."
         )
     if history.stopped:
         found.append(f"Stopped early: {history.stopped}")
@@ -165,15 +167,25 @@ def _commands(job: Job) -> list[str]:
     folder, loaded = job.folder, job.data
     records = {"net": job.facts["net"]}
     for what, room, kind in (("domain", "domains", loaded.domain), ("task", "targets", loaded.target)):
-        records[what] = jobs.code_record(kind, None) if kind.name not in names.known(room) else {}
+        named = getattr(job.recipe, what)
+        records[what] = jobs.code_record(type(kind), named) if kind.name not in names.known(room) else {}
     own = "".join(f" --{what} {record.get('file') or 'FILE.py'}:{record['class']}"
                   for what, record in records.items() if record.get("own"))  # fmt: skip
-    example = {"image": "PICTURE.png", "arrays": "INPUT.npz"}.get(loaded.domain.name, "INPUT")
+    example = {"image": "PICTURE.png", "arrays": "INPUT.csv" if _flat(job) else "INPUT.npz"}.get(
+        loaded.domain.name, "INPUT"
+    )
+    page = f"python -m webbrowser {folder}/report.html" if job.recipe.report else f"lamina report {folder}{own}"
     return [
-        f"python -m webbrowser {folder}/report.html",
+        page,
         f"lamina predict {folder} {example}{own}",
         f"lamina evaluate {folder}{own}",
     ]
+
+
+def _flat(job: Job) -> bool:
+    """Whether an example is a row of numbers."""
+    inputs = job.data.parts["train"][0].inputs
+    return isinstance(inputs, tuple) and len(inputs) == 1 and inputs[0].ndim == 2
 
 
 def opening(job: Job, resumed: bool) -> None:
@@ -223,6 +235,7 @@ def _closing(job: Job, simple: list[dict[str, Any]], words: list[str]) -> None:
         ("recipe.toml", "every setting, and why"),
         ("weights.safetensors", "the trained weights"),
     ]
+    paths = [(name, what) for name, what in paths if (job.folder / name).is_file()]
     if headline is not None:
         job.screen.closing(headline, simple, str(job.folder), paths, _commands(job), words)
 
@@ -236,7 +249,7 @@ def _report(job: Job, facts: dict[str, Any]) -> None:
     facts["commands"] = _commands(job)
     facts["findings"] = [finding(found) for found in job.data.findings]
     facts["split"] = {part: job.data.size(part) for part in data.PARTS if job.data.size(part)}
-    writing.write(job.folder, job.data, facts)
+    writing.write(job.folder, job.data, {**facts, "run": {**job.facts, "status": "done"}})
 
 
 def finding(found: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,7 +255,7 @@ class Run:
         if isinstance(inputs, (str, Path)):
             inputs = self.domain.open_inputs(str(inputs))[0]
         net, options = self._options(device, batch_size)
-        return self.domain.predict(net, inputs, self.target, **options)
+        return self.target.given(self.domain.predict(net, inputs, self.target, **options))
 
     def reload(self, source: Any = None) -> data.Data:
         """The data of the run, as they were split and fitted then."""
@@ -302,6 +303,12 @@ class Run:
             raise RunError(
                 f"{self.folder} was trained with groups, which are not stored.",
                 fix="run.evaluate(groups=...) from Python; what the training measured is in scores.json",
+            )
+        if isinstance(source, (str, Path)) and str(source) in (self.recipe.source, self.facts["source"]["name"]):
+            warnings.warn(
+                f"{source} is what {self.folder} was trained on: unless it has a test part of its own, these scores "
+                "include training examples. Without a source the held-out ones are measured.",
+                stacklevel=2,
             )
         truth, found, numbers = self.answers(part, source, device=device)
         of_rows = None

@@ -532,7 +532,8 @@ def _watchers(job: Job) -> list[Any]:
         else:
             found.append(Best(score=score, better=better))
     if job.supervised:
-        job.health = Health(job.net, job.data.domain.outputs)
+        columns = isinstance(job.data.parts["train"][0].inputs, tuple)  # a loader's own generators are left alone
+        job.health = Health(job.net, job.data.domain.outputs, batch=jobs.sample(job) if columns else None)
         found.append(job.health)
     if recipe.budget is not None:
         found.append(TimeLimit(recipe.budget))

@@ -121,7 +121,7 @@ def test_an_own_net_is_given_again_in_any_form(form, place, own):
 def test_an_own_net_is_not_opened_without_its_code(own):
     with pytest.raises(RunError, match="only when you name it") as refused:
         lamina.load(own.folder)
-    assert "--net my.py:Net" in str(refused.value)
+    assert "/my.py:Net" in str(refused.value)  # as it was typed: it can be pasted
 
 
 def test_an_own_net_of_another_shape_is_refused(own):
@@ -167,8 +167,7 @@ def test_evaluate_on_data_given(ours):
     given = ours.evaluate(HELD)
     assert [entry["split"] for entry in given] == ["given"] * len(given)
     assert [entry["value"] for entry in given] == [entry["value"] for entry in ours.evaluate()]
-    truth = np.array([str(y) for y in HELD[1]])
-    assert given[0]["value"] == (ours.predict(HELD[0]).prediction == truth).mean() and given[0]["n"] == 45
+    assert given[0]["value"] == (ours.predict(HELD[0]).prediction == HELD[1]).mean() and given[0]["n"] == 45
     tensors = torch.utils.data.TensorDataset(*map(torch.from_numpy, HELD))
     assert ours.evaluate(tensors) == given
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from typing import Any
 
 VERBS = {
-    "train": "Train a net on a source, measure it on data it has not seen, and write a run folder.",
+    "train": "Train a net, measure it on unseen data, write a run.",
     "resume": "Go on with a run where it stopped.",
-    "evaluate": "Scores of a run on its held-out split, or on labelled data given.",
+    "evaluate": "Scores of a run, on held-out or given data.",
     "predict": "Answers of a run for new inputs.",
-    "compare": "Is one run better than another? Paired, on the same held-out examples.",
+    "compare": "Is one run better than another? Paired.",
     "check": "What is wrong with these data, before an hour is spent.",
     "checkpoints": "List the checkpoints of a run and verify them.",
     "report": "Write the report of a run again.",
@@ -45,10 +46,16 @@ class Carried(Exception):
         self.error = error
 
 
+def _warn(message: Any, category: Any, *place: Any, **more: Any) -> None:
+    """A warning in our form, without the line of code it came from."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
 def _run(arguments: list[str]) -> int:
     from lamina.cli.frame import UsageMistake, application
     from lamina.errors import LaminaError
 
+    warnings.showwarning = _warn
     try:
         try:
             result = application()(arguments, prog_name="lamina", standalone_mode=False)

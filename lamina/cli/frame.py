@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -105,6 +105,8 @@ def with_recipe(function: Callable[..., Any], without: tuple[str, ...] = ("sourc
         if name in without:
             continue
         flag, words = f"--{name.replace('_', '-')}", field.description or ""
+        choices = [c for part in get_args(field.annotation) for c in get_args(part) if isinstance(c, str)]
+        words += f" One of {', '.join(choices)}." if len(choices) > 1 else ""
         if name in MAPPINGS:
             kind: Any = Annotated[list[str] | None, typer.Option(flag, metavar="K=V", help=f"{words} Repeatable.")]
         elif field.annotation == bool | None:

@@ -95,6 +95,10 @@ class Target:
         """Outputs (N, ...) -> answers for people."""
         raise NotImplementedError(f"{type(self).__name__} must define decode")
 
+    def given(self, answers: Answers) -> Answers:
+        """Answers in the user's own values: the class numbers he gave, not their names."""
+        return answers
+
     def tally(self, output: Tensor, truth: Tensor) -> dict[str, Tensor]:
         """Sums over a batch, on the device, from which `summary` makes the scores of an epoch."""
         return {}

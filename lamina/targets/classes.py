@@ -208,6 +208,17 @@ class Classes(Target):
             return (output.reshape(-1) > (0.5 if self.probabilities else 0.0)).long()
         return output.argmax(1)
 
+    def given(self, answers: Answers) -> Answers:
+        named = self.labels != [str(value) for value in self.values]
+        if named or not all(isinstance(value, (bool, int)) for value in self.values):
+            return answers
+        value_of = dict(zip(self.labels, self.values, strict=True))
+        return Answers(
+            np.array([value_of[label] for label in answers.prediction.tolist()]),
+            answers.confidence,
+            answers.probabilities,
+        )
+
     def tally(self, output: Tensor, truth: Tensor) -> dict[str, Tensor]:
         return {"correct": (self._best(output) == truth.reshape(-1)).sum()}
 

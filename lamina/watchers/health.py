@@ -46,6 +46,7 @@ class Health:
 
     forward(net, batch) -> the net's outputs: how it is called; `net(*batch.inputs)` if not given.
     every: steps between two looks at least, so that short epochs do not pay a forward pass each; the first is always.
+    batch(): what to look at; without it the epoch's last batch, which may be too short to tell.
 
     `findings` is what the last look found, a list of dicts: `severity` ("error", "warning"), `kind` ("dead",
     "saturated", "vanishing", "exploding", "not finite"), `layer`, `count` and `total` (units) or `ratio`, `what` and
@@ -54,10 +55,17 @@ class Health:
     layer becomes a finding when a quarter of its units are ill and each gave 32 values at least.
     """
 
-    def __init__(self, net: nn.Module, forward: Callable[[nn.Module, Any], Any] | None = None, every: int = 100):
+    def __init__(
+        self,
+        net: nn.Module,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        every: int = 100,
+        batch: Callable[[], Any] | None = None,
+    ):
         self.net = getattr(net, "_orig_mod", net)  # a compiled net is looked at as it was written
         self.forward = forward or (lambda net, batch: net(*batch.inputs))
         self.every = every
+        self.batch = batch
         self.findings: list[dict[str, Any]] = []
         self.layers: list[dict[str, Any]] = []
         self._last: int | None = None  # the step of the last look
@@ -69,7 +77,8 @@ class Health:
         since = {(finding["kind"], finding["layer"]): finding["since"] for finding in self.findings}
         epoch = progress.epoch + 1
         gradients = _gradients(self.net)
-        self.layers = [] if progress.batch_data is None else self._probe(progress.batch_data)
+        batch = progress.batch_data if self.batch is None else self.batch()
+        self.layers = [] if batch is None else self._probe(batch)
         self.findings = [*_not_finite(self.net), *_of_activations(self.layers), *_of_gradients(gradients)]
         for finding in self.findings:
             finding["epoch"] = epoch

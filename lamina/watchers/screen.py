@@ -195,8 +195,11 @@ class Screen:
 
             self._rich().print(Text.assemble(*[span for span in line if span[0]]), soft_wrap=True)
             return
-        self.stream.write(plain.encode(self._encoding(), "replace").decode(self._encoding()) + "\n")
-        self.stream.flush()
+        try:
+            self.stream.write(plain.encode(self._encoding(), "replace").decode(self._encoding()) + "\n")
+            self.stream.flush()
+        except BrokenPipeError:  # the reader has enough (`| head`): the run goes on, and train.log has the rest
+            self.quiet = True
 
     def _rich(self) -> Any:
         if self._console is None:
