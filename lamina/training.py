@@ -43,6 +43,7 @@ from lamina import run as runs_
 from lamina import sources as sources_
 from lamina import state as states
 from lamina.batches import keeping_generators
+from lamina.domains import image
 from lamina.errors import Interrupted, LaminaError, RunError, UsageError
 from lamina.history import History
 from lamina.job import Job
@@ -240,47 +241,55 @@ def _groups_print(opened: sources_.Source) -> str | None:
     return None if groups is None else hashlib.sha256(repr(np.asarray(groups).tolist()).encode()).hexdigest()
 
 
+def _default_net(domain: Any) -> str:
+    return "convnet" if domain.name == "image" else "mlp"
+
+
+def _picture(domain: Any, opened: sources_.Source) -> tuple[int, int, int] | None:
+    """(channels, height, width) where the inputs are pictures in memory."""
+    if domain.name != "image" or not isinstance(opened.train.inputs, tuple):
+        return None
+    shape = np.shape(opened.train.inputs[0])
+    way = image.layout(shape)
+    if way is None:  # encode() will say so
+        return None
+    return {"NHW": (1, *shape[1:]), "NCHW": shape[1:], "NHWC": (shape[-1], *shape[1:3])}[way]
+
+
 def _start(
     opened: sources_.Source, wanted: Recipe, objects: dict[str, Any], place: Path, named: bool, screen: Screen,
     watchers: Sequence[Any], began: float, command: str | None,
 ) -> Run:  # fmt: skip
     own_net = "net" in objects or names.is_own(wanted.net or "")
-    resolved: dict[str, Any] = {}
+    asked_loss = jobs.asked_loss(wanted, objects.get("loss"))
+    origins: dict[str, Origin] = {}
 
     def resolve(domain: Any, target: Any, count: int | None) -> Recipe:
-        pictures = (1, 8, 8) if domain.name == "image" else None
-        if pictures is not None and not own_net:
-            shape = np.shape(opened.train.inputs[0])  # type: ignore[index]
-            pictures = (1, *shape[1:]) if len(shape) == 3 else tuple(shape[1:])  # type: ignore[assignment]
-        net = wanted.net or ("convnet" if domain.name == "image" else "mlp")
-        first = opened.train.inputs[0] if isinstance(opened.train.inputs, tuple) else None
-        found, origins = recipes.resolve(
+        """Called once kind and size of the data are known, and before they are split and fitted."""
+        found, why = recipes.resolve(
             wanted,
             own_net=own_net,
-            net=net,
+            net=wanted.net or _default_net(domain),
             examples=count,
-            pictures=pictures,
+            pictures=_picture(domain, opened),
             task=target.name,
             supervised=target.needs_truth,
             given_valid=opened.valid is not None,
             given_test=opened.test is not None,
-            bytes_in=first is not None and str(getattr(first, "dtype", "")).endswith("uint8"),
+            bytes_in=isinstance(opened.train.inputs, tuple) and str(opened.train.inputs[0].dtype).endswith("uint8"),
         )
-        for attribute in ("scale",):
-            if hasattr(domain, attribute):
-                setattr(domain, attribute, getattr(found, attribute))
-        if asked_loss is not None and origins["label_smoothing"][0] != "yours":
-            found.label_smoothing, origins["label_smoothing"] = 0.0, ("inferred", "the loss is yours")
-        resolved["origins"], resolved["net"] = origins, net
+        if hasattr(domain, "scale"):
+            domain.scale = found.scale
+        if asked_loss is not None and why["label_smoothing"][0] != "yours":
+            found.label_smoothing, why["label_smoothing"] = 0.0, ("inferred", "the loss is yours")
+        origins.update(why)
         return found
 
-    asked_loss = jobs.asked_loss(wanted, objects.get("loss"))
     loaded, found = data.load(
         wanted, opened, domain=objects.get("domain"), target=objects.get("task"), loss=asked_loss, own_net=own_net,
         resolve=resolve,
     )  # fmt: skip
     _name_files(found)
-    origins = resolved["origins"]
     if "train" not in loaded.parts:
         raise UsageError("Nothing is left to train on.", fix="smaller valid and test shares")
     asking.check_validation(found, "valid" in loaded.parts)
@@ -293,7 +302,9 @@ def _start(
     devices.autocast(device, found.precision or "fp32")
     if not isinstance(objects.get("net"), nn.Module):  # a net that is made already came with its own random numbers
         _seed(found.seed or 0)
-    module, record = jobs.build_net(found, objects.get("net"), loaded, own_net, resolved["net"])
+    module, record = jobs.build_net(
+        found, objects.get("net"), loaded, own_net, found.net or _default_net(loaded.domain)
+    )
     criterion = jobs.build_loss(found, objects.get("loss"), loaded)
     module = module.to(device)
     if found.weights is not None:
