@@ -431,7 +431,7 @@ def test_predict_writes_json_lines(own, place, main):
     assert len(lines) == 120 and lines[0].keys() == {"id", "prediction", "confidence", "probabilities"}
     for line in lines:
         assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-5)
-        assert max(line["probabilities"], key=line["probabilities"].get) == line["prediction"]
+        assert max(line["probabilities"], key=line["probabilities"].get) == str(line["prediction"])
 
 
 def test_predict_takes_standard_input(own, place):
@@ -449,7 +449,7 @@ def test_predict_takes_a_picture_and_a_folder_of_them(typed, place, main):
     many = main("predict", "runs/pictures", "pictures", "--jsonl")
     lines = [json.loads(line) for line in many.out.splitlines()]
     assert [line["id"] for line in lines] == [f"pictures/{row}.png" for row in range(4)]
-    assert lines[2]["prediction"] == one.out.splitlines()[1].split(",")[1]
+    assert str(lines[2]["prediction"]) == one.out.splitlines()[1].split(",")[1]
     (place / "no_picture.png").write_text("this is text")
     done = main("predict", "runs/pictures", "no_picture.png")
     assert done.code == 3 and "no_picture.png" in done.err

@@ -379,7 +379,7 @@ def test_cartpole_through_the_command_line(runs, capsys):
     printed = capsys.readouterr().out
     assert "100 test examples" in printed
     for what, name in CODE["cartpole"].items():  # the next commands name all the code they need
-        assert f"--{what} cartpole.py:{name}" in " ".join(printed.split())
+        assert f"--{what} {FILES['cartpole']}:{name}" in " ".join(printed.split())
     assert lamina_cli("evaluate", str(runs / "a"), *flags("cartpole")) == 0
     assert lamina_cli("report", str(runs / "a"), *flags("cartpole")) == 0
     for words, told_ in (("Pong", "CartPole-v1"), ("CartPole-v1 --augment flip", "without augment"),
