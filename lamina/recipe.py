@@ -392,7 +392,7 @@ def _ours(
     if not given_valid:
         choose("valid", "0.1", "to see overfitting while it happens")
     n = round(n * (1.0 - (share(found.valid) or 0.0) - (share(found.test) or 0.0)))  # what is left to train on
-    small = n < 3_000
+    small, numbers = n < 3_000, task == "numbers"  # few examples of numbers are soon learned by heart
     kind = "convnet" if net == "convnet" else "pictures" if pictures is not None else "vectors"
     choose("size", "medium" if kind != "convnet" and n >= 20_000 else "small", f"{n:,} training examples")
     choose("scale", "standard", "the net sees mean 0 and deviation 1")
@@ -400,7 +400,8 @@ def _ours(
     choose("batch_size", max(16, min(128, 2 ** round(math.log2(max(n, 2) / 20)))), f"{n:,} training examples")
     choose("schedule", "one_cycle", "up, then down to nothing: good in few epochs")
     rate = _RATES.get(
-        found.optimizer or "", {"convnet": 6e-3, "pictures": 1e-2 if small else 4e-3, "vectors": 2e-3}[kind]
+        found.optimizer or "",
+        {"convnet": 6e-3, "pictures": 1e-2 if small else 4e-3, "vectors": 2e-3 if numbers else 5e-3}[kind],
     )
     rate = rate if found.schedule == "one_cycle" else rate / 4
     choose("learning_rate", rate, f"peak of {found.optimizer} for {net} with {found.schedule}")
@@ -414,8 +415,12 @@ def _ours(
             choose("net_arg", {**arguments, **found.net_arg}, "against overfitting")
     steps_an_epoch = max(1, -(-n // (found.batch_size or 64)))
     if found.budget is None and found.steps is None:
-        wanted = {"convnet": 4_500, "pictures": 2_500 if small else 8_000, "vectors": 500 if small else 6_000}[kind]
-        most = {"convnet": 40, "pictures": 100, "vectors": 25 if small else 60}[kind]
+        wanted = {
+            "convnet": 4_500,
+            "pictures": 2_500 if small else 8_000,
+            "vectors": (500 if numbers else 1_000) if small else 6_000,
+        }[kind]
+        most = {"convnet": 40, "pictures": 100, "vectors": 25 if small and numbers else 60}[kind]
         epochs = max(10, min(most, round(wanted / steps_an_epoch)))
         choose("epochs", epochs, f"about {epochs * steps_an_epoch:,} steps")
     if pictures is not None and (small or kind == "convnet"):
