@@ -243,7 +243,8 @@ def _mistake(error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "literal_error" and isinstance(error["input"], str):
         choices = [choice for part in get_args(FIELDS[name].annotation) for choice in get_args(part)]
-        message = f"{near(error['input'], choices)} It is one of {', '.join(choices)}"
+        hint = near(error["input"], choices)
+        message = (f"{hint} " if hint.startswith("did you mean") else "") + f"It is one of {', '.join(choices)}"
     place = f"{name}.{'.'.join(inner)}" if name in MAPPINGS and inner else name
     return f"{place} = {error['input']!r}: {message[0].lower() + message[1:]}."
 

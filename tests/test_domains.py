@@ -682,3 +682,9 @@ def test_arrays_of_pictures_are_read_from_their_files(tmp_path):
     for name in ("a.npy", "a.npz"):
         inputs, ids = domain.open_inputs(str(tmp_path / name))
         assert torch.equal(domain.encode(inputs)[0], torch.from_numpy(PICTURES)) and len(ids) == 6
+
+
+def test_a_picture_that_is_not_there_is_said_with_near_misses(tmp_path):
+    (tmp_path / "seven.png").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"There is no file .*sevn\.png.*did you mean 'seven\.png'"):
+        Image(height=8, width=8).open_inputs(str(tmp_path / "sevn.png"))

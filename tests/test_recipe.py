@@ -121,7 +121,7 @@ def test_words_of_the_command_line(word, meaning):
         ({"epochss": 3}, "There is no setting 'epochss': did you mean 'epochs'?"),
         ({"lr": 0.1}, "There is no setting 'lr': known are: accumulate, "),
         ({"scale": "unti"}, "scale = 'unti': did you mean 'unit'? It is one of none, unit, standard."),
-        ({"keep": "first"}, "keep = 'first': known are: best, last It is one of best, last."),
+        ({"keep": "first"}, "keep = 'first': it is one of best, last."),
         ({"epochs": 0}, "epochs = 0: input should be greater than or equal to 1."),
         ({"epochs": "many"}, "epochs = 'many': input should be a valid integer"),
         ({"batch_size": 2.5}, "batch_size = 2.5: "),

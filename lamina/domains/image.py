@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lamina import names
 from lamina.domains.arrays import ARRAY_FILES, Scale, array_file, as_numbers, moments, spread
 from lamina.domains.base import Domain
-from lamina.errors import DataError, UsageError, rows
+from lamina.errors import DataError, UsageError, near, rows
 from lamina.sources import Examples
 from lamina.targets.base import Target
 
@@ -161,6 +161,9 @@ class Image(Domain):
         files = sorted(p for p in place.rglob("*") if p.suffix.lower() in PICTURE_FILES) if place.is_dir() else [place]
         if not files or files[0].suffix.lower() not in PICTURE_FILES:
             return super().open_inputs(path)
+        if not files[0].is_file():
+            beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
+            raise UsageError(f"There is no file {path!r}: {near(place.name, beside)}")
         return (np.stack([self._open(file) for file in files]),), [str(file) for file in files]
 
     def _open(self, file: Path) -> np.ndarray:
