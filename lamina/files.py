@@ -16,6 +16,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -236,13 +237,12 @@ class Lock:
         with _words(self.path):
             self._file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115  (held as long as the lock)
             try:
-                free = _lock(self._file)
+                free = self._taken()
             except OSError:
                 self._file.close()
                 raise
         if not free:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
+            holder = self._holder() or "another process"
             self._file.close()
             raise RunError(
                 f"{Path(path)} is in use by {holder}.",
@@ -255,6 +255,21 @@ class Lock:
         self._file.flush()
         _held.add(self)
 
+    def _taken(self) -> bool:
+        """Whether the lock is ours now. A child that was forked just before its parent was killed holds it for the
+        instant it takes to start: where the process that is named has gone, that instant is waited for."""
+        until = time.monotonic() + 5.0
+        while not _lock(self._file):
+            if time.monotonic() > until or not _gone(self._holder()):
+                return False
+            time.sleep(0.01)
+        return True
+
+    def _holder(self) -> str:
+        """Who holds it: "process 123 on host"."""
+        self._file.seek(0)
+        return self._file.read().strip()
+
     def release(self) -> None:
         if not self._file.closed:
             self._file.seek(0)
@@ -266,6 +281,20 @@ class Lock:
 
     def __exit__(self, *_: Any) -> None:
         self.release()
+
+
+def _gone(holder: str) -> bool:
+    """Whether the process of a lock's text was one of this machine's and is no more."""
+    found = re.fullmatch(r"process (\d+) on (.*)", holder)
+    if found is None or found[2] != socket.gethostname() or os.name == "nt":
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass  # it lives, and is another user's
+    return False
 
 
 def _lock(file: Any) -> bool:

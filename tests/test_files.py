@@ -587,10 +587,12 @@ sys.stdin.read()  # hold on to the locks until everybody has tried
 
 HOLDER = """
 import os, sys, time
+if sys.argv[2] == "late":  # a child that is slow to start, and holds the lock meanwhile: this runs before it is let go
+    os.register_at_fork(after_in_child=lambda: time.sleep(1))
 from lamina import files
 lock = files.Lock(sys.argv[1])
-child = os.fork() if sys.argv[2] == "fork" else 0
-if sys.argv[2] == "fork" and not child:
+child = os.fork() if sys.argv[2] != "alone" else 0
+if sys.argv[2] != "alone" and not child:
     time.sleep(600)
 print(child, flush=True)
 time.sleep(600)
@@ -620,7 +622,7 @@ def test_of_several_processes_exactly_one_wins(tmp_path):
 
 
 @posix
-@pytest.mark.parametrize("how", ["alone", "fork"])
+@pytest.mark.parametrize("how", ["alone", "fork", "late"])
 def test_the_lock_of_a_killed_process_is_free(tmp_path, how):
     """Also where a child it forked, a loader's worker, lives on for a while."""
     holder = start(HOLDER, str(tmp_path), how)
