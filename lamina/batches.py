@@ -30,7 +30,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, defau
 from lamina.errors import DataError, LaminaError, UsageError, rows
 from lamina.keyed import Key, number, permutation
 
-Augmenter = Callable[[tuple[Tensor, ...], Key], tuple[Tensor, ...]]
 Order = Callable[[int, int], Tensor]  # (seed, epoch) -> positions, int64
 
 
@@ -105,7 +104,7 @@ class Batches:
         indices: Any = None,
         order: Order | None = None,
         device: torch.device | str = "cpu",
-        augment: Augmenter | None = None,
+        augment: Callable[[tuple[Tensor, ...], Key], tuple[Tensor, ...]] | None = None,
         prepare: nn.Module | None = None,
         drop_last: bool = False,
     ):
@@ -155,7 +154,12 @@ class Batches:
     def _cut(self, indices: Tensor, epoch: int) -> Batch:
         inputs = tuple(column.index_select(0, indices) for column in self.columns)
         truth = None if self.truth is None else self.truth.index_select(0, indices)
-        return _finished(Batch(inputs, truth, indices, len(indices), epoch, self.seed), self.augment, self.prepare)
+        if self.augment is not None:
+            inputs = self.augment(inputs, Key(self.seed, epoch, indices))
+        if self.prepare is not None:
+            with torch.no_grad():
+                inputs = (self.prepare(inputs[0]), *inputs[1:])
+        return Batch(inputs, truth, indices, len(indices), epoch, self.seed)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
@@ -166,16 +170,6 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
-
-
-def _finished(batch: Batch, augment: Augmenter | None, prepare: nn.Module | None) -> Batch:
-    """The last of a batch's way, the same for every kind: augmented, then prepared, on the device."""
-    if augment is not None:
-        batch.inputs = augment(batch.inputs, batch.key)
-    if prepare is not None:
-        with torch.no_grad():
-            batch.inputs = (prepare(batch.inputs[0]), *batch.inputs[1:])
-    return batch
 
 
 def _checked(indices: Any, rows: int) -> Tensor:
@@ -358,7 +352,7 @@ class DatasetBatches:
         indices: Any = None,
         order: Order | None = None,
         device: torch.device | str = "cpu",
-        augment: Augmenter | None = None,
+        augment: Callable[[tuple[Tensor, ...], Key], tuple[Tensor, ...]] | None = None,
         prepare: nn.Module | None = None,
         workers: int = 0,
         encode_truth: Callable[[Any], Tensor] | None = None,
@@ -402,8 +396,13 @@ class DatasetBatches:
             if isinstance(item, LaminaError):
                 raise item
             inputs, truth = _moved(item, self.encode_truth, self.device)
-            batch = Batch(inputs, truth, indices.to(self.device), len(indices), epoch, self.seed)
-            yield _finished(batch, self.augment, self.prepare)
+            indices = indices.to(self.device)
+            if self.augment is not None:
+                inputs = self.augment(inputs, Key(self.seed, epoch, indices))
+            if self.prepare is not None:
+                with torch.no_grad():
+                    inputs = (self.prepare(inputs[0]), *inputs[1:])
+            yield Batch(inputs, truth, indices, len(indices), epoch, self.seed)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
@@ -490,10 +489,13 @@ class LoaderBatches:
         for item in itertools.chain(ahead, walk):
             self._given = max(start, self._given) + 1
             inputs, truth = _moved(item, self.encode_truth, self.device)
+            if self.prepare is not None:
+                with torch.no_grad():
+                    inputs = (self.prepare(inputs[0]), *inputs[1:])
             count = len(inputs[0])
             indices = torch.arange(place, place + count, device=self.device)
             place += count
-            yield _finished(Batch(inputs, truth, indices, count, epoch, self.seed), None, self.prepare)
+            yield Batch(inputs, truth, indices, count, epoch, self.seed)
         self._given = 0
 
     def __iter__(self) -> Iterator[Batch]:

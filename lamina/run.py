@@ -318,7 +318,7 @@ class Run:
                 raise UsageError(f"groups has {len(of_rows)} entries.", expected="one for each example")
             of_rows = of_rows[numbers]
         split = part if source is None else "given"
-        labels = self.target.labels or None
+        labels = getattr(self.target, "labels", None) or None
         measures = self.target.measures()
         return evaluate.scores(
             measures, truth, found, split=split, seed=self.facts["seed"], groups=of_rows, labels=labels
@@ -393,7 +393,7 @@ def predictions_jsonl(target: Target, found: Answers, ids: Iterable[Any]) -> str
         entry = {
             key: _plain(cell) if isinstance(cell, np.generic) else cell for key, cell in zip(columns, row, strict=True)
         }
-        if found.probabilities is not None and target.labels:
+        if found.probabilities is not None and getattr(target, "labels", None):
             entry["probabilities"] = dict(zip(target.labels, found.probabilities[k].tolist(), strict=True))
         lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
     return "".join(lines)

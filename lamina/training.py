@@ -324,7 +324,7 @@ def _start(
         "domain": loaded.domain.name,
         "seed": found.seed,
         "source": {"name": opened.name, "reopen": opened.reopen},
-        "command": command or f"lamina.train {opened.name}",
+        "command": command or _command(found, opened),
         "net": {**record, "parameters": sum(p.numel() for p in module.parameters())},
         "loss": jobs.code_record(objects.get("loss"), found.loss),
         "optimizer": jobs.code_record(objects.get("optimizer"), found.optimizer),
@@ -435,6 +435,10 @@ def _write_start(job: Job, learning: _Learning) -> None:
 
 def _logger(folder: Path) -> Callable[[str], None]:
     return lambda words: files.append(folder / "train.log", words)
+
+
+def _command(recipe: Recipe, opened: sources_.Source) -> str:
+    return " ".join(["lamina.train", opened.name])
 
 
 class _Signals:
