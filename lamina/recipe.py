@@ -82,6 +82,10 @@ class Recipe(BaseModel):
         None, ge=0, description="Paste parts of pictures; alpha of the Beta distribution, 0: none."
     )
     workers: int | None = Field(None, ge=0, description="Processes that read your own Dataset ahead.")
+    cache: bool | None = Field(
+        None, description="Your Dataset gives the same item every time: keep what the first epoch read."
+    )
+    memory: str | None = Field(None, description="Columns that together take more than this stay on disk: 4GiB.")
     # net
     net: str | None = Field(None, description="A net by name (mlp, convnet), or your own: FILE.py:CLASS.")
     net_arg: dict[str, Any] = Field(default_factory=dict, description="Arguments of the net: hidden=256,128.")
@@ -114,7 +118,14 @@ class Recipe(BaseModel):
     ema: float | None = Field(
         None, ge=0, lt=1, description="Decay of an average of the weights, such as 0.999; 0: none."
     )
-    precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="Arithmetic of forward and backward.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = Field(
+        None, description="Arithmetic of forward and backward; auto: bf16 where a trial shows it faster."
+    )
+    compile: Literal["auto", "on", "off"] | None = Field(
+        None, description="Run the step without autograd's overhead: where it pays, always, never."
+    )
+    threads: int | None = Field(None, ge=1, description="Threads of the arithmetic on the CPU; else measured.")
+    strict: bool | None = Field(None, description="Nothing that is not exact: the arithmetic of the plain loop.")
     # length
     schedule: str | None = Field(
         None, description="constant, one_cycle, cosine, linear, step, exponential, plateau, ..."
@@ -344,6 +355,9 @@ def resolve(
     choose("workers", 0)
     choose("accumulate", 1)
     choose("precision", "fp32")
+    choose("compile", "auto")
+    choose("strict", False)
+    choose("cache", False)
     choose("init", "pytorch")
     choose("clip_value", 0.0)
     choose("mixup", 0.0)
