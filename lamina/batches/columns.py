@@ -1,0 +1,146 @@
+"""Columns in memory -> batches, each cut by one indexing operation; and an order in which classes come equally often.
+
+Batch k of epoch e is found in O(1): its rows are a slice of the keyed permutation of (seed, epoch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lamina.batches.batch import Batch, Order, tensor
+from lamina.errors import DataError, UsageError
+from lamina.keyed import Key, number, permutation
+
+
+class Batches:
+    """Columns in memory -> batches in keyed order.
+
+    inputs: a tensor or array (N, ...), or a tuple of them; truth: (N, ...) or None. `indices` picks the rows (a split);
+    `order` replaces the keyed permutation (see `balanced`). `augment(inputs, key)` and the module `prepare` run on the
+    device, in this order. The last batch of an epoch is short; `drop_last` leaves it out, unless it is the only one.
+    """
+
+    def __init__(
+        self,
+        inputs: Any,
+        truth: Any = None,
+        *,
+        batch_size: int = 64,
+        shuffle: bool = True,
+        seed: int = 0,
+        indices: Any = None,
+        order: Order | None = None,
+        device: torch.device | str = "cpu",
+        augment: Callable[[tuple[Tensor, ...], Key], tuple[Tensor, ...]] | None = None,
+        prepare: nn.Module | None = None,
+        drop_last: bool = False,
+    ):
+        self.device = torch.device(device)
+        columns = inputs if isinstance(inputs, tuple) else (inputs,)
+        self.columns = tuple(tensor(column).to(self.device) for column in columns)
+        self.truth = None if truth is None else tensor(truth).to(self.device)
+        rows = len(self.columns[0])
+        for column in (*self.columns[1:], *(() if self.truth is None else (self.truth,))):
+            if len(column) != rows:
+                raise DataError(
+                    f"The columns have different lengths: {rows} and {len(column)}.",
+                    expected="as many answers as inputs",
+                )
+        self.indices = None if indices is None else _checked(indices, rows)
+        self.rows = rows if self.indices is None else len(self.indices)
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}.", expected="1 or more")
+        if self.rows == 0:
+            raise DataError("There are no examples to make batches of.", expected="at least one example")
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.order, self.augment, self.drop_last = order, augment, drop_last
+        self.prepare = prepare.to(self.device) if prepare is not None else None
+        self._next_epoch = 0
+        self._length = self.rows if order is None else len(order(seed, 0))
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        full, rest = divmod(self._length, self.batch_size)
+        return full if self.drop_last and full else full + (rest > 0)
+
+    def positions(self, epoch: int) -> Tensor:
+        """The rows of the table in the order of this epoch: int64, on the CPU."""
+        if self.order is not None:
+            order = self.order(self.seed, epoch)
+        elif self.shuffle:
+            order = permutation(self.seed, epoch, self.rows)
+        else:
+            order = torch.arange(self.rows)
+        return order if self.indices is None else self.indices[order]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        positions = self.positions(epoch).to(self.device)
+        for k in range(start, len(self)):
+            yield self._cut(positions[k * self.batch_size : (k + 1) * self.batch_size], epoch)
+
+    def _cut(self, indices: Tensor, epoch: int) -> Batch:
+        inputs = tuple(column.index_select(0, indices) for column in self.columns)
+        truth = None if self.truth is None else self.truth.index_select(0, indices)
+        if self.augment is not None:
+            inputs = self.augment(inputs, Key(self.seed, epoch, indices))
+        if self.prepare is not None:
+            with torch.no_grad():
+                inputs = (self.prepare(inputs[0]), *inputs[1:])
+        return Batch(inputs, truth, indices, len(indices), epoch, self.seed)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+        return self.epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def _checked(indices: Any, rows: int) -> Tensor:
+    """Row numbers as int64 on the CPU. A mask of booleans would otherwise be read as rows 0 and 1."""
+    column = np.asarray(indices)
+    if column.dtype.kind not in "iu" and column.size:
+        raise UsageError(
+            f"indices holds values of type {column.dtype}.",
+            expected="row numbers",
+            fix="numpy.flatnonzero(mask)" if column.dtype.kind == "b" else "",
+        )
+    if column.size and not 0 <= column.min() <= column.max() < rows:
+        raise UsageError(f"indices goes from {column.min()} to {column.max()}.", expected=f"rows 0 to {rows - 1}")
+    return torch.from_numpy(column.astype(np.int64))
+
+
+def balanced(classes: Any, how: str) -> Order:
+    """An order in which every class comes equally often.
+
+    classes (N,): the class number of each row. `over` repeats the small classes up to the size of the largest: whole
+    keyed permutations, so no example comes twice before all have come once. `under` draws from the large classes as many
+    as the smallest has, others in every epoch.
+    """
+    numbers = tensor(classes).long().cpu()
+    members = [torch.nonzero(numbers == k).flatten() for k in torch.unique(numbers).tolist()]
+    sizes = [len(member) for member in members]
+    if how not in ("over", "under"):
+        raise UsageError(f"balance is {how!r}.", expected="over, under, weights or none")
+    wanted = max(sizes) if how == "over" else min(sizes)
+
+    def order(seed: int, epoch: int) -> Tensor:
+        parts = []
+        for k, member in enumerate(members):
+            rounds = -(-wanted // len(member))
+            passes = [
+                member[permutation(number(seed, "class", k), epoch * rounds + r, len(member))] for r in range(rounds)
+            ]
+            parts.append(torch.cat(passes)[:wanted])
+        together = torch.cat(parts)
+        return together[permutation(seed, epoch, len(together))]
+
+    return order

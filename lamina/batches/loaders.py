@@ -1,0 +1,106 @@
+"""A `DataLoader`, or any iterable of (x, ..., y), as its owner made it -> batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+
+from lamina.batches.batch import Batch, moved, unpack
+from lamina.batches.generators import generators, set_generators
+from lamina.errors import DataError
+
+
+class LoaderBatches:
+    """A `DataLoader`, or any iterable of (x, ..., y), as its owner made it: his order, his generators, his workers.
+
+    To resume in the middle of an epoch, the generators are put back to where they were when the epoch began and the
+    loader is walked again up to the place: exact when its items depend on nothing but those generators. A batch's
+    `indices` are places in that walk, since only the loader knows which examples it gives.
+    """
+
+    indices_are = "counted in the order your loader gave them"
+
+    def __init__(
+        self,
+        loader: Any,
+        *,
+        device: torch.device | str = "cpu",
+        prepare: nn.Module | None = None,
+        encode_truth: Callable[[Any], Tensor] | None = None,
+        seed: int = 0,
+    ):
+        self.loader, self.device, self.encode_truth, self.seed = loader, torch.device(device), encode_truth, seed
+        self.prepare = prepare.to(self.device) if prepare is not None else None
+        self.batch_size = getattr(loader, "batch_size", None)
+        # With several workers the last batches of a stream can be more, or fewer, than its len() says.
+        self.exact = not isinstance(getattr(loader, "dataset", None), IterableDataset)
+        self._began: dict[str, Any] | None = None  # the generators at the beginning of the epoch under way
+        self._given = 0  # batches of this epoch handed out: one more than the steps took, where one is read ahead
+        self._resume: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def _generator(self) -> torch.Generator | None:
+        own = getattr(self.loader, "generator", None)
+        return own if own is not None else getattr(getattr(self.loader, "sampler", None), "generator", None)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        now, given = generators(), max(start, self._resume.get("given", 0))
+        if start and self._resume.get("began") is not None:
+            self._set(self._resume["began"])
+        self._began, self._given = self._get(), 0
+        walk, place = iter(self.loader), 0
+        ahead: list[Any] = []  # had been read but not learned from, when the state was saved
+        for k in range(given if start else 0):
+            item = next(walk, None)
+            if item is None:
+                raise DataError(
+                    f"The loader gave {k} batches; the run had already learned from {start} in this epoch.",
+                    fix="give the loader of the run, over the same data",
+                )
+            if k < start:
+                place += len(unpack(item)[0][0])
+            else:
+                ahead.append(item)
+        if start:
+            set_generators(now)
+        for item in itertools.chain(ahead, walk):
+            self._given = max(start, self._given) + 1
+            inputs, truth = moved(item, self.encode_truth, self.device)
+            if self.prepare is not None:
+                with torch.no_grad():
+                    inputs = (self.prepare(inputs[0]), *inputs[1:])
+            count = len(inputs[0])
+            indices = torch.arange(place, place + count, device=self.device)
+            place += count
+            yield Batch(inputs, truth, indices, count, epoch, self.seed)
+        self._given = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def _get(self) -> dict[str, Any]:
+        state, own = generators(), self._generator()
+        return state if own is None else {**state, "own": own.get_state()}
+
+    def _set(self, state: dict[str, Any]) -> None:
+        set_generators(state)
+        own = self._generator()
+        if own is not None and "own" in state:
+            own.set_state(state["own"])
+
+    def state_dict(self) -> dict[str, Any]:
+        own = self._generator()
+        return {"began": self._began, "given": self._given, "own": None if own is None else own.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._resume = dict(state)
+        own = self._generator()
+        if own is not None and state.get("own") is not None:
+            own.set_state(state["own"])
