@@ -321,6 +321,17 @@ def test_each_measures_parts_make_its_whole(seed, n, k):
             assert measure.from_confusion(counts)[0] == pytest.approx(whole)
 
 
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 999), n=st.integers(2, 40), levels=st.integers(1, 4))
+def test_the_area_under_the_curve_counts_equal_scores_half(seed, n, levels):
+    rng = np.random.default_rng(seed)
+    truth = np.append([0, 1], rng.integers(0, 2, n))
+    second = rng.integers(0, levels, n + 2) / 4
+    target = fitted(Classes, ["no", "yes"])
+    found = scores(target, target.people(truth), Answers(target.people(second > 0.4), None, np.c_[1 - second, second]))
+    assert found["roc_auc"] == pytest.approx(sklearn.metrics.roc_auc_score(truth, second))
+
+
 def test_scores_by_hand():
     target = fitted(Classes, ["a", "b", "c"])
     truth = np.array(["a", "a", "a", "b"])
@@ -431,6 +442,13 @@ def test_scores_of_numbers_are_scikit_learns(seed, n, d):
 # --- Tags -------------------------------------------------------------------------------------------------------------
 
 TABLE = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
+
+
+@pytest.mark.parametrize("guess", [[2.0, 2, 2], [2.0, 2, 3], [1.0, 2, 4]])
+def test_the_share_explained_of_a_column_that_never_changes_is_scikit_learns(guess):
+    truth, guess = np.array([[2.0, 1], [2, 5], [2, 4]]), np.c_[guess, [1.0, 4, 4]]
+    found = scores(fitted(Numbers, truth), truth, Answers(guess))
+    assert found["r2"] == pytest.approx(sklearn.metrics.r2_score(truth, guess))
 
 
 def test_tags_are_a_matrix_of_zeros_and_ones():

@@ -233,51 +233,50 @@ class Classes(Target):
         labels = np.asarray(self.labels)
         place = {label: k for k, label in enumerate(self.labels)}
 
+        def numbers(column: np.ndarray) -> np.ndarray:
+            return np.array([place[label] for label in column.tolist()], dtype=np.int64)
+
         def hits(truth: np.ndarray, answers: Answers) -> np.ndarray:
             return (truth == answers.prediction).astype(float)
 
         def surprise(truth: np.ndarray, answers: Answers) -> np.ndarray:
             assert answers.probabilities is not None
-            numbers = np.array([place[label] for label in truth])
-            return -np.log(np.clip(answers.probabilities[np.arange(len(numbers)), numbers], 1e-15, 1.0))
+            return -np.log(np.clip(answers.probabilities[np.arange(len(truth)), numbers(truth)], 1e-15, 1.0))
 
-        def f1(truth: np.ndarray, answers: Answers) -> float:
-            from sklearn.metrics import f1_score
+        def margins(truth: np.ndarray, answers: Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            """(K,) each: how often a class was recognised, how often it was the truth, how often it was said."""
+            true, said = numbers(truth), numbers(answers.prediction)
+            return tuple(np.bincount(column, minlength=len(labels)) for column in (true[true == said], true, said))  # type: ignore[return-value]
 
-            return float(f1_score(truth, answers.prediction, average="macro", zero_division=0, labels=np.unique(truth)))
+        def of_counts(finish: Callable[..., np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+            return lambda counts: finish(np.einsum("rkk->rk", counts), counts.sum(2), counts.sum(1))
 
-        def balanced(truth: np.ndarray, answers: Answers) -> float:
-            from sklearn.metrics import recall_score
+        def f1(right: np.ndarray, support: np.ndarray, said: np.ndarray) -> np.ndarray:
+            """(..., K) -> (...): the mean over the classes that occur."""
+            each = 2 * right / np.maximum(support + said, 1)
+            return (each * (support > 0)).sum(-1) / np.maximum((support > 0).sum(-1), 1)
 
-            return float(
-                recall_score(truth, answers.prediction, average="macro", zero_division=0, labels=np.unique(truth))
-            )
-
-        def f1_of_counts(counts: np.ndarray) -> np.ndarray:
-            right = np.einsum("rkk->rk", counts)
-            present = counts.sum(2) > 0
-            each = 2 * right / np.maximum(counts.sum(1) + counts.sum(2), 1)
-            return (each * present).sum(1) / np.maximum(present.sum(1), 1)
-
-        def balanced_of_counts(counts: np.ndarray) -> np.ndarray:
-            right, support = np.einsum("rkk->rk", counts), counts.sum(2)
-            return (right / np.maximum(support, 1)).sum(1) / np.maximum((support > 0).sum(1), 1)
+        def balanced(right: np.ndarray, support: np.ndarray, said: np.ndarray) -> np.ndarray:
+            return (right / np.maximum(support, 1)).sum(-1) / np.maximum((support > 0).sum(-1), 1)
 
         found = [
             Measure("accuracy", lambda t, a: float(hits(t, a).mean()), each=hits, exact=True),
-            Measure("f1", f1, from_confusion=f1_of_counts),
-            Measure("balanced_accuracy", balanced, from_confusion=balanced_of_counts),
+            Measure("f1", lambda t, a: float(f1(*margins(t, a))), from_confusion=of_counts(f1)),
+            Measure(
+                "balanced_accuracy", lambda t, a: float(balanced(*margins(t, a))), from_confusion=of_counts(balanced)
+            ),
             Measure("log_loss", lambda t, a: float(surprise(t, a).mean()), better="lower", each=surprise),
         ]
         if len(labels) == 2:
 
             def auc(truth: np.ndarray, answers: Answers) -> float:
-                from sklearn.metrics import roc_auc_score
-
+                """The share of pairs, one of each class, whose order is right; an equal pair counts half."""
                 assert answers.probabilities is not None
-                if len(np.unique(truth)) < 2:
-                    return float("nan")
-                return float(roc_auc_score(truth == labels[1], answers.probabilities[:, 1]))
+                distinct, place_of = np.unique(answers.probabilities[:, 1], return_inverse=True)
+                first, second = (np.bincount(place_of[truth == label], minlength=len(distinct)) for label in labels)
+                pairs = float(first.sum()) * float(second.sum())
+                below = np.cumsum(first) - first / 2
+                return float((second * below).sum() / pairs) if pairs else float("nan")
 
             found.append(Measure("roc_auc", auc))
         return found
