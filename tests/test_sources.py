@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from lamina import sources
 from lamina.errors import DataError, ResourceError, UsageError
-from lamina.sources import idx, mnist
+from lamina.sources import idx, mnist, samples
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)
 Y = np.array([0, 1, 0, 1])
@@ -358,6 +358,22 @@ def test_the_digits_are_scaled_to_bytes():
     (column,) = sources.open("digits").train.inputs
     assert np.array_equal(column[:, 0], np.round(load_digits().images * 255 / 16))
     assert column.max() == 255
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("name", sources.SAMPLES[:5])
+def test_samples_are_those_of_scikit_learn_also_where_it_moved_its_files(name, moved, monkeypatch, tmp_path):
+    from sklearn import datasets
+
+    bunch = datasets.load_diabetes(scaled=False) if name == "diabetes" else getattr(datasets, f"load_{name}")()
+    if moved:
+        monkeypatch.setattr(samples, "_folder", lambda: tmp_path)
+    found = sources.open(name).train
+    if name != "digits":
+        assert np.array_equal(found.inputs[0], bunch.data.astype(np.float32))
+        assert found.names == [str(feature) for feature in bunch.feature_names]
+    assert np.array_equal(found.truth, bunch.target)
+    assert found.labels == (None if name == "diabetes" else [str(label) for label in bunch.target_names])
 
 
 def test_a_path_that_is_not_there(tmp_path, monkeypatch):
