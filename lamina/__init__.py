@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lamina.imports import loading as _loading
+
 __version__ = "0.1.0"
 
 _WHERE = {
@@ -49,7 +51,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'lamina' has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f"lamina.{_WHERE[name]}"), name)
+    with _loading():
+        value = getattr(importlib.import_module(f"lamina.{_WHERE[name]}"), name)
     globals()[name] = value
     return value
 

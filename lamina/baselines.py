@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lamina import errors, evaluate, keyed
+from lamina.imports import loading
 
 if TYPE_CHECKING:
     from lamina.targets.base import Answers, Measure
@@ -85,8 +86,9 @@ def baselines(
     note = f"no linear baseline: {why_not}" if why_not else ""
     add("mean" if task == "numbers" else "majority", constant, len(y_train), note, start)
     if x_train is not None and x_test is not None and not why_not:
-        import sklearn.linear_model  # noqa: F401  (takes a second, once, which is not the model's)
-        from threadpoolctl import threadpool_limits
+        with loading():
+            import sklearn.linear_model  # noqa: F401  (takes a second, once, which is not the model's)
+            from threadpoolctl import threadpool_limits
 
         start = time.perf_counter()
         with threadpool_limits(1):  # more gain little, and cost much where cores are shared

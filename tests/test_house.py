@@ -27,7 +27,7 @@ def test_there_are_sources():
 
 # A room imports its own line and the lines above it.
 ORDER = [
-    "errors names recipe files keyed",
+    "errors names recipe files imports keyed",
     "sources splits checks batches mixing augment nets weights losses optimizers schedules penalties devices "
     "activations initialisers",
     "targets",
@@ -39,7 +39,7 @@ ORDER = [
     "job asking",
     "results",
     "training",
-    "tune",
+    "tune bench",
     "cli",
     "__init__ __main__",
 ]

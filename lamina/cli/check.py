@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lamina.cli.frame import Debug
+from lamina.imports import loading
 
 
 def check(
@@ -15,8 +16,9 @@ def check(
     data_dir: Annotated[str | None, typer.Option("--data-dir", help="Where named data sets such as mnist lie.")] = None,
     debug: Debug = False,
 ) -> int:
-    from lamina import data, sources
-    from lamina.checks import check as find
+    with loading():
+        from lamina import data, sources
+        from lamina.checks import check as find
 
     opened = sources.open(source, data_dir=data_dir)
     task = (

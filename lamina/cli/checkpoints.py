@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from lamina.cli.frame import Debug
+from lamina.imports import loading
 
 
 def checkpoints(run: Annotated[str, typer.Argument(help="A run folder.")], debug: Debug = False) -> int:
-    from lamina import files
-    from lamina.errors import RunError
-    from lamina.run import facts
+    with loading():
+        from lamina import files
+        from lamina.errors import RunError
+        from lamina.run import facts
 
     facts(run)
     folder = Path(run)

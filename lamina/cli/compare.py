@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from lamina.cli.frame import Debug
+from lamina.imports import loading
 
 
 def compare(runs: Annotated[list[str], typer.Argument(help="Two run folders or more.")], debug: Debug = False) -> None:
-    from lamina import evaluate
-    from lamina.errors import UsageError
-    from lamina.run import Run, shared_predictions
+    with loading():
+        from lamina import evaluate
+        from lamina.errors import UsageError
+        from lamina.run import Run, shared_predictions
 
     if len(runs) < 2:
         raise UsageError("One run was given.", expected="two runs or more: lamina compare RUN RUN")

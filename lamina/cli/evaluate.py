@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lamina.cli.frame import Debug, Device, OwnDomain, OwnNet, OwnTask
+from lamina.imports import loading
 
 
 def evaluate(
@@ -20,7 +21,8 @@ def evaluate(
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
-    from lamina.run import load
+    with loading():
+        from lamina.run import load
 
     found = load(run, net=net, domain=domain, task=task).evaluate(source, part=split, device=device)
     if json:

@@ -13,6 +13,7 @@ import typer
 
 from lamina.cli.frame import Debug, Device, OwnDomain, OwnNet, OwnTask
 from lamina.errors import DataError
+from lamina.imports import loading
 
 
 @contextmanager
@@ -47,8 +48,9 @@ def predict(
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
-    from lamina import files
-    from lamina.run import load, predictions_csv, predictions_jsonl
+    with loading():
+        from lamina import files
+        from lamina.run import load, predictions_csv, predictions_jsonl
 
     opened = load(run, net=net, domain=domain, task=task)
     with _as_file(inputs) as path:

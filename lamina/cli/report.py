@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lamina.cli.frame import Debug, OwnDomain, OwnNet, OwnTask
+from lamina.imports import loading
 
 
 def report(
@@ -16,8 +17,9 @@ def report(
     task: OwnTask = None,
     debug: Debug = False,
 ) -> None:
-    from lamina.report import writing
-    from lamina.run import load
+    with loading():
+        from lamina.report import writing
+        from lamina.run import load
 
     opened = load(run, net=net, domain=domain, task=task)
     writing.again(opened)

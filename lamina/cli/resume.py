@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lamina.cli.frame import Debug, OwnDomain, OwnNet, OwnTask, Quiet
+from lamina.imports import loading
 
 
 def resume(
@@ -18,8 +19,9 @@ def resume(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    from lamina import training
-    from lamina.run import facts
+    with loading():
+        from lamina import training
+        from lamina.run import facts
 
     if facts(run)["status"] == "done":
         typer.echo(f"{run} is done: there is nothing to resume.")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lamina.cli.frame import Debug, Quiet, mapping, with_recipe
+from lamina.imports import loading
 from lamina.recipe import MAPPINGS
 
 
@@ -30,8 +31,9 @@ def _train(
     debug: Debug = False,
     **settings: Any,
 ) -> None:
-    from lamina import training
-    from lamina.errors import UsageError
+    with loading():
+        from lamina import training
+        from lamina.errors import UsageError
 
     if source is None and recipe is None:
         raise UsageError("No source was given.", expected="lamina train SOURCE", fix="lamina train digits")
