@@ -27,7 +27,7 @@ def test_there_are_sources():
 
 # A room imports its own line and the lines above it.
 ORDER = [
-    "errors names recipe files imports keyed",
+    "errors names recipe files keyed",
     "sources splits checks batches mixing augment nets weights losses optimizers schedules penalties devices "
     "activations initialisers",
     "targets",

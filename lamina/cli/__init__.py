@@ -22,6 +22,7 @@ VERBS = {
     "check": "What is wrong with these data, before an hour is spent.",
     "checkpoints": "List the checkpoints of a run and verify them.",
     "report": "Write the report of a run again.",
+    "bench": "How fast this machine is, or a run, and what would help.",
 }
 
 
