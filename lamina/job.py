@@ -36,7 +36,7 @@ from lamina import (
 from lamina.batches import Batch, balanced, keeping_generators
 from lamina.errors import LaminaError, ResourceError, UsageError, near
 from lamina.finder import find_learning_rate
-from lamina.recipe import Origin, Recipe
+from lamina.recipe import Origin, Recipe, size_in_bytes
 from lamina.watchers.screen import Screen
 
 
@@ -181,6 +181,12 @@ def batches(job: Job, part: str, *, shuffle: bool = True, net: nn.Module | None 
     recipe, loaded, net = job.recipe, job.data, net or job.net
     encoded, rows = loaded.parts[part]
     options: dict[str, Any] = {"batch_size": recipe.batch_size, "device": job.device, "seed": recipe.seed or 0}
+    if job.origins.get("workers", ("",))[0] == "yours":  # else they are chosen by measuring
+        options["workers"] = recipe.workers
+    if recipe.cache:
+        options["cache"] = True
+    if recipe.memory:
+        options["memory"] = size_in_bytes(recipe.memory)
     if part != "train" or not shuffle:
         size = recipe.batch_size if not job.supervised else max(512, recipe.batch_size or 1)
         return loaded.domain.batches(net, encoded, rows, shuffle=False, **{**options, "batch_size": size})
@@ -193,8 +199,6 @@ def batches(job: Job, part: str, *, shuffle: bool = True, net: nn.Module | None 
         options["order"] = balanced(truth, recipe.balance)
     if recipe.augment and recipe.augment != "none":
         options["augment"] = augment.make(recipe.augment)
-    if recipe.workers:
-        options["workers"] = recipe.workers
     walk = loaded.domain.batches(net, encoded, rows, **options)
     classes = loaded.target.width if loaded.target.name == "classes" and loaded.target.width > 1 else None
     if recipe.mixup:
@@ -367,6 +371,7 @@ def objective(job: Job) -> engine.Objective:
                 expected="a net and a loss that take every batch",
             ) from error
 
+    learned.parts = [loss, domain.loss, domain.outputs, target.shape_truth]  # type: ignore[attr-defined]
     return learned
 
 

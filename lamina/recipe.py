@@ -34,6 +34,18 @@ def _seconds(text: str | float) -> float:
     return float(match[1]) * {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, None: 1}[match[2]]
 
 
+def size_in_bytes(text: str | float) -> int:
+    """'4GiB', '500MB', '1.5g', '4096' -> bytes: KB, MB, GB, TB in thousands, KiB, MiB, GiB, TiB (and K, M, G, T) in 1024s."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)(b?))\s*", str(text), re.IGNORECASE)
+    if not match or (match[3] and not match[2]):
+        raise ValueError(f"{text!r} is not a size; write 4GiB, 500MB or a number of bytes")
+    base = 1000 if match[2] and match[4] and not match[3] else 1024
+    size = int(float(match[1]) * base ** ("kmgt".index(match[2].lower()) + 1 if match[2] else 0))
+    if size < 1:
+        raise ValueError(f"{text!r} leaves no memory; write 4GiB, 500MB or a number of bytes")
+    return size
+
+
 def every(text: str) -> tuple[str, float]:
     """'25steps', '2m', '1epoch' -> ("steps" | "seconds" | "epochs", amount)."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?)\s*", text)
@@ -157,6 +169,14 @@ class Recipe(BaseModel):
         if value is not None:
             every(value)
         return value
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _memory(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        size_in_bytes(value)
+        return str(value)
 
     @field_validator("valid", "test", mode="before")
     @classmethod

@@ -35,6 +35,7 @@ from lamina.batches.datasets import DatasetBatches as DatasetBatches
 from lamina.batches.generators import generators as generators
 from lamina.batches.generators import keeping_generators as keeping_generators
 from lamina.batches.generators import set_generators as set_generators
+from lamina.batches.kept import Kept as Kept
 from lamina.batches.loaders import LoaderBatches as LoaderBatches
 from lamina.errors import UsageError
 
@@ -60,12 +61,13 @@ def walkable(batches: Any, device: torch.device | str = "cpu") -> Any:
 
 def over(inputs: Any, truth: Any = None, **options: Any) -> Batches | DatasetBatches | LoaderBatches:
     """Batches of whichever kind fits `inputs`: columns, a Dataset, an IterableDataset or a DataLoader."""
-    encode_truth, workers = options.pop("encode_truth", None), options.pop("workers", 0)
-    if isinstance(inputs, (tuple, Tensor, np.ndarray)):
+    encode_truth, workers = options.pop("encode_truth", None), options.pop("workers", None)
+    cache, memory = options.pop("cache", False), options.pop("memory", None)
+    if isinstance(inputs, (tuple, Tensor, np.ndarray)):  # columns are there already
         return Batches(inputs, truth, **options)
     if isinstance(inputs, (DataLoader, IterableDataset)):
-        for name in ("augment", "order", "drop_last"):
-            if options.get(name):
+        for name in ("augment", "order", "drop_last", "cache"):
+            if cache if name == "cache" else options.get(name):
                 raise UsageError(
                     f"{'balance' if name == 'order' else name} is asked for a {type(inputs).__name__}, which gives the "
                     "batches it likes.",
@@ -73,8 +75,8 @@ def over(inputs: Any, truth: Any = None, **options: Any) -> Batches | DatasetBat
                     fix="do it in your Dataset or loader",
                 )
         if isinstance(inputs, IterableDataset):
-            inputs = DataLoader(inputs, batch_size=options.get("batch_size", 64), num_workers=workers)
+            inputs = DataLoader(inputs, batch_size=options.get("batch_size", 64), num_workers=workers or 0)
         return LoaderBatches(
             inputs, encode_truth=encode_truth, **{k: options[k] for k in ("device", "prepare", "seed") if k in options}
         )
-    return DatasetBatches(inputs, workers=workers, encode_truth=encode_truth, **options)
+    return DatasetBatches(inputs, workers=workers, encode_truth=encode_truth, cache=cache, memory=memory, **options)

@@ -1,20 +1,36 @@
-"""A map-style `Dataset` -> batches, in the same keyed order as columns, with generators of its own for each example."""
+"""A map-style `Dataset` -> batches, in the same keyed order as columns, with random numbers of its own for each example.
+
+The items are read here (`items`), by processes that read ahead (`workers`), or not at all: out of what the first epoch
+kept (`kept`). The batches are the same each way.
+"""
 
 from __future__ import annotations
 
+import io
+import math
+import os
+import time
+import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from lamina.batches.batch import Batch, Order, moved
+from lamina.batches import workers as processes
+from lamina.batches.batch import Batch, Order, moved, tensor, unpack
 from lamina.batches.columns import Batches
-from lamina.batches.generators import keeping_generators, seed_generators
-from lamina.errors import DataError, LaminaError, rows
-from lamina.keyed import Key, number
+from lamina.batches.items import Reader
+from lamina.batches.kept import Kept
+from lamina.errors import DataError, LaminaError, UsageError
+from lamina.keyed import Key
+
+WORTH = 0.5  # seconds an epoch that reading takes, from which on workers are started unasked
+STEP = 5e-4  # seconds: the shortest step that reading should keep up with
+MOST = 16  # workers that are started unasked
 
 
 class DatasetBatches:
@@ -22,7 +38,9 @@ class DatasetBatches:
 
     Items are (input, ..., truth); `__getitems__` is used where the Dataset has it (its random transforms are then keyed
     by the batch's first example instead of by each). `workers` processes read ahead; the batches are the same for any
-    number. Transforms that draw from a generator of their own, instead of the process', are not keyed.
+    number, and None chooses it by measuring (`workers` and `why` say what was chosen). Transforms that draw from a
+    generator of their own, instead of the process', are not keyed. `cache`: the Dataset gives the same item every time,
+    so what the first epoch read is kept; `memory`: bytes above which that lies on the disk.
     """
 
     def __init__(
@@ -37,49 +55,64 @@ class DatasetBatches:
         device: torch.device | str = "cpu",
         augment: Callable[[tuple[Tensor, ...], Key], tuple[Tensor, ...]] | None = None,
         prepare: nn.Module | None = None,
-        workers: int = 0,
+        workers: int | None = None,
         encode_truth: Callable[[Any], Tensor] | None = None,
         collate: Callable[[list[Any]], Any] = default_collate,
         drop_last: bool = False,
+        cache: bool | Kept = False,
+        memory: int | None = None,
     ):
-        self.dataset = _Keyed(dataset, seed, collate)
-        positions = np.arange(len(dataset)) if indices is None else np.asarray(indices)
-        if len(positions) == 0:
+        self.reader = Reader(dataset, seed, collate)
+        self.rows = np.arange(len(dataset)) if indices is None else np.asarray(indices)
+        if len(self.rows) == 0:
             raise DataError("The Dataset is empty.", expected="at least one example")
+        if workers is not None and workers < 0:
+            raise UsageError(f"workers is {workers}.", expected="0 or more, or None to have it chosen")
+        if cache and collate is not default_collate:
+            raise UsageError(
+                "cache keeps items as columns, and a collate of your own makes other batches of them.",
+                fix="leave one of them out",
+            )
         # The order is that of `Batches` over the positions themselves, so a Dataset and its columns give the same batches.
-        self._positions = Batches(
-            torch.as_tensor(positions),
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            order=order,
-            drop_last=drop_last,
-        )
-        self.batch_size, self.seed, self.device, self.workers = batch_size, seed, torch.device(device), workers
+        self._options: dict[str, Any] = {
+            "batch_size": batch_size, "shuffle": shuffle, "seed": seed, "order": order, "drop_last": drop_last,
+        }  # fmt: skip
+        self._positions = Batches(torch.as_tensor(self.rows), **self._options)
+        self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
+        self.workers, self.why = workers, "" if workers is None else "yours"
         self.augment, self.encode_truth = augment, encode_truth
         self.prepare = prepare.to(self.device) if prepare is not None else None
+        self.kept = Kept(len(dataset), memory) if cache is True else cache or None
+        self.reuse = False  # see `Batches`
+        self.columns: Any = None  # batches of what was kept, when all of it is
         self._next_epoch = 0
+        self._pool: list[tuple[Any, Any]] = []  # the workers, and what the Dataset was when they were made
+        self._ending = weakref.finalize(self, _close, self._pool)
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        plan = [batch.inputs[0] for batch in self._positions.epoch(epoch, start)]
-        requests = [(epoch, indices.tolist()) for indices in plan]
-        loader = DataLoader(
-            self.dataset,
-            sampler=requests,  # type: ignore[arg-type]
-            batch_size=None,
-            num_workers=self.workers,
-            collate_fn=_as_is,
-            generator=torch.Generator(),  # the workers' base seed is drawn from here, not from the caller's generator
-            pin_memory=self.device.type == "cuda",
-        )
-        for indices, item in zip(plan, loader, strict=True):
-            if isinstance(item, LaminaError):
-                raise item
+        if self.kept is not None:
+            self.kept.try_claim(self.reader, epoch, self.rows)
+            if (columns := self._whole(self.kept)) is not None:
+                columns.reuse = self.reuse
+                yield from columns.epoch(epoch, start)
+                return
+        plan = [
+            part.numpy() for part in self._positions.columns[0][self._positions.positions(epoch)].split(self.batch_size)
+        ][start : len(self)]
+        wanted = plan if self.kept is None else self.kept.missing(plan)
+        read = self._read(epoch, [part for part in wanted if len(part)])
+        for rows, new in zip(plan, wanted, strict=True):
+            if self.kept is None:
+                item = next(read)
+            else:
+                if len(new):
+                    self.kept.store(new, next(read))
+                item = self.kept.cut(rows)
             inputs, truth = moved(item, self.encode_truth, self.device)
-            indices = indices.to(self.device)
+            indices = torch.from_numpy(rows).to(self.device)
             if self.augment is not None:
                 inputs = self.augment(inputs, Key(self.seed, epoch, indices))
             if self.prepare is not None:
@@ -87,9 +120,97 @@ class DatasetBatches:
                     inputs = (self.prepare(inputs[0]), *inputs[1:])
             yield Batch(inputs, truth, indices, len(indices), epoch, self.seed)
 
+    def _read(self, epoch: int, plan: list[np.ndarray]) -> Iterator[Any]:
+        """The items of each batch, collated."""
+        if self.workers is None and plan:  # whoever wants a single batch waits for no workers
+            yield self.reader.batch(epoch, plan[0].tolist())
+            plan = plan[1:]
+            self.choose_workers()
+        if self.workers and plan:
+            yield from self._read_ahead(epoch, plan)
+        else:
+            for rows in plan:
+                yield self.reader.batch(epoch, rows.tolist())
+
+    def _read_ahead(self, epoch: int, plan: list[np.ndarray]) -> Iterator[Any]:
+        assert self.workers
+        if not processes.CAN:
+            yield from _loaded(self.reader, epoch, plan, self.workers)
+            return
+        now = traits(self.reader.dataset)
+        if self._pool and (self._pool[0][0].closed or self._pool[0][1] != now):  # the Dataset was changed: new copies
+            _close(self._pool)
+        if self._pool and self._pool[0][0].busy:  # two epochs are walked at once: this one has workers of its own
+            extra = self._start()
+            try:
+                yield from extra.read(epoch, plan)
+            finally:
+                extra.close()
+            return
+        if not self._pool:
+            self._pool.append((self._start(), now))
+        yield from self._pool[0][0].read(epoch, plan)
+
+    def _start(self) -> processes.Readers:
+        return processes.Readers(self.reader, self.workers or 1, self.batch_size, self._positions._length)
+
+    def choose_workers(self) -> int:
+        """How many processes read ahead, where nobody said: measured on a few items, never more than there are cores."""
+        if self.workers is None:
+            self.workers, self.why = self._chosen()
+        return self.workers
+
+    def _chosen(self) -> tuple[int, str]:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if cores < 2 or not processes.CAN:
+            return 0, "one core" if cores < 2 else "this system cannot fork"
+        few = [int(row) for row in self.rows[:: max(1, len(self.rows) // 18)][:18]]
+        try:
+            self.reader.items(0, few[:1])  # the first may open files, and import
+            before = _places()
+            seconds = self._seconds(few[1:2] or few)
+            if seconds < 2e-3 and len(few) > 2:
+                seconds = self._seconds(few[2:])
+        except LaminaError:
+            return 0, "a first item could not be read"  # whoever walks to it is told which, and why
+        words = f"an item takes {1e6 * seconds:,.0f} us"
+        count = self._positions._length
+        if _places() != before or _holds_a_file(self.reader.dataset):
+            return 0, "the Dataset reads from a file that it holds open, which processes cannot share"
+        if seconds * count < WORTH:
+            return 0, f"{words}, {count:,} of them {seconds * count:.2g} s"
+        number = min(cores, MOST, max(1, math.ceil(seconds * self.batch_size / STEP)))
+        return number, f"{words}, {cores} cores"
+
+    def _seconds(self, rows: list[int]) -> float:
+        began = time.perf_counter()
+        self.reader.items(0, rows)
+        return (time.perf_counter() - began) / len(rows)
+
+    def _whole(self, kept: Kept) -> Any:
+        """What was kept as columns, when all of it is here: later epochs are cut like any columns."""
+        if self.columns is None and (batch := kept.whole(self.rows)) is not None:
+            _close(self._pool)  # nothing is left to read
+            inputs, truth = unpack(batch)
+            rows = torch.from_numpy(self.rows)
+            if truth is not None:
+                some = truth[rows]
+                some = self.encode_truth(some) if self.encode_truth is not None else tensor(some)
+                truth = torch.empty((len(truth), *some.shape[1:]), dtype=some.dtype)
+                truth[rows] = some
+            self.columns = Batches(
+                inputs, truth, indices=self.rows, device=self.device, augment=self.augment, prepare=self.prepare,
+                **self._options,
+            )  # fmt: skip
+        return self.columns
+
     def __iter__(self) -> Iterator[Batch]:
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
         return self.epoch(epoch)
+
+    def close(self) -> None:
+        """End the workers. They end by themselves when nobody holds these batches any more."""
+        _close(self._pool)
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -98,67 +219,79 @@ class DatasetBatches:
         pass
 
 
-def _as_is(item: Any) -> Any:
-    return item
+def _close(pool: list[tuple[Any, Any]]) -> None:
+    while pool:
+        pool.pop()[0].close()
 
 
-class _Keyed(Dataset):  # type: ignore[type-arg]
-    """A user's Dataset whose random transforms draw from generators seeded by (seed, epoch, example).
+def traits(dataset: Any, most: int = 2000) -> list[Any]:
+    """What can be seen cheaply of a Dataset's state: its numbers and words, which objects it holds, and whether torch's
+    tensors were written to. Workers are copies: when this changes between two epochs, new ones are made."""
+    found: list[Any] = []
+    seen: set[int] = set()
+    left = [dataset]
+    while left and len(found) < most:
+        thing = left.pop()
+        if thing is None or isinstance(thing, (bool, int, float, str, bytes)):
+            found.append(repr(thing) if isinstance(thing, float) else thing)
+        elif id(thing) not in seen:
+            seen.add(id(thing))
+            found.append((id(thing), thing._version if isinstance(thing, Tensor) and not thing.is_inference() else 0))
+            if isinstance(thing, (list, tuple, dict)):
+                found.append(len(thing))
+                if len(thing) <= 64:
+                    left += thing.values() if isinstance(thing, dict) else thing
+            elif not isinstance(thing, (Tensor, np.ndarray, type)):
+                left += list(getattr(thing, "__dict__", {}).values())
+    return found
 
-    Indexed by (epoch, rows of a batch); the caller's generators are put back afterwards. What is wrong with the data is
-    given back, not raised: torch's workers would bury it under their own traceback.
-    """
 
-    def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any]):
-        self.dataset, self.seed, self.collate = dataset, seed, collate
+def _places() -> dict[str, str]:
+    """Where every file that is open stands: a Dataset that moves such a place must not be copied."""
+    found = {}
+    for line in Path("/proc/self/fdinfo").glob("*"):
+        try:
+            found[line.name] = line.read_text().splitlines()[0]
+        except OSError:  # the one that lists them
+            continue
+    return found
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+
+def _holds_a_file(dataset: Any) -> bool:
+    """Whether a Dataset has an open file among its attributes."""
+    held = list(getattr(dataset, "__dict__", {}).values())
+    return any(isinstance(thing, io.IOBase) and not thing.closed for thing in held)
+
+
+def _loaded(reader: Reader, epoch: int, plan: list[np.ndarray], count: int) -> Iterator[Any]:
+    """The same with a DataLoader's workers, on systems where ours cannot be."""
+    loader = DataLoader(
+        _Asked(reader),
+        sampler=[(epoch, rows.tolist()) for rows in plan],  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=count,
+        collate_fn=_as_is,
+        generator=torch.Generator(),  # the workers' base seed is drawn from here, not from the caller's generator
+    )
+    for item in loader:
+        if isinstance(item, LaminaError):
+            raise item
+        yield item
+
+
+class _Asked(Dataset):  # type: ignore[type-arg]
+    """Whole batches by (epoch, rows). What is wrong with the data is given back, not raised: torch's workers would bury it
+    under their own traceback."""
+
+    def __init__(self, reader: Reader):
+        self.reader = reader
 
     def __getitem__(self, item: tuple[int, list[int]]) -> Any:
-        epoch, indices = item
-        with keeping_generators():
-            try:
-                return self._collated(self._many(epoch, indices), indices)
-            except LaminaError as error:
-                return error
-
-    def _many(self, epoch: int, indices: list[int]) -> list[Any]:
-        if not _reads_many(self.dataset):
-            return [self._one(epoch, index) for index in indices]
-        seed_generators(number(self.seed, "batch", epoch, indices[0]))
         try:
-            return self.dataset.__getitems__(indices)  # type: ignore[no-any-return]
-        except Exception as error:
-            raise DataError(
-                f"{rows(indices).capitalize()} of the Dataset could not be read together: "
-                f"{type(error).__name__}: {error}",
-                fix="mend or leave out these examples",
-            ) from error
-
-    def _one(self, epoch: int, index: int) -> Any:
-        seed_generators(number(self.seed, "example", epoch, index))
-        try:
-            return self.dataset[index]
-        except Exception as error:
-            raise DataError(
-                f"Example {index} of the Dataset could not be read: {type(error).__name__}: {error}",
-                fix="mend or leave out this example",
-            ) from error
-
-    def _collated(self, items: list[Any], indices: list[int]) -> Any:
-        try:
-            return self.collate(items)
-        except (RuntimeError, TypeError, ValueError) as error:  # different shapes, or nothing a tensor can hold
-            raise DataError(
-                f"{rows(indices, 3).capitalize()} of the Dataset cannot be put into one batch: {error}",
-                expected="tensors, arrays or numbers, of one shape and type",
-                fix="pad, resize or convert them in the Dataset",
-            ) from error
+            return self.reader.batch(*item)
+        except LaminaError as error:
+            return error
 
 
-def _reads_many(dataset: Any) -> bool:
-    """Whether a Dataset reads a whole batch by itself. A `Subset` does so only where what it is a part of does."""
-    while isinstance(dataset, Subset) and type(dataset).__getitems__ is Subset.__getitems__:
-        dataset = dataset.dataset
-    return hasattr(dataset, "__getitems__")
+def _as_is(item: Any) -> Any:
+    return item

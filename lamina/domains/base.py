@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lamina import losses
-from lamina.batches import Batch, over
+from lamina.batches import Batch, Kept, over
 from lamina.errors import DataError, UsageError
 from lamina.sources import Examples, Source
 from lamina.sources import open as open_source
@@ -31,6 +31,7 @@ class Encoded:
     inputs: Any  # tuple of tensors (N, ...), or a Dataset / DataLoader
     truth: Tensor | None = None
     encode_truth: Callable[[Any], Tensor] | None = None  # for Datasets, batch by batch
+    kept: Kept | None = None  # the items of a Dataset that gives the same ones every time, as far as they were read
 
 
 @dataclass
@@ -62,9 +63,14 @@ class Domain:
         raise UsageError(f"The domain {self.name!r} has no net of its own.", fix="name one: --net FILE.py:CLASS")
 
     def batches(self, net: nn.Module, examples: Encoded, rows: np.ndarray | None, **options: Any) -> Any:
-        """Batches over some rows. `options` are those of `lamina.batches.Batches`, and `workers`; with shuffle=False the
-        rows as they are, to measure with. A domain that makes its batches by acting does it with `net`, and what a resumed
-        run needs of them is in their `state_dict`; they may have `scores()`, asked at the end of each epoch."""
+        """Batches over some rows. `options` are those of `lamina.batches.Batches`, and `workers`, `cache` and `memory`; with
+        shuffle=False the rows as they are, to measure with. A domain that makes its batches by acting does it with `net`,
+        and what a resumed run needs of them is in their `state_dict`; they may have `scores()`, asked at the end of each
+        epoch."""
+        if options.get("cache") and examples.kept is None and hasattr(examples.inputs, "__getitem__"):
+            examples.kept = Kept(len(examples.inputs), options.get("memory"))
+        if examples.kept is not None:
+            options["cache"] = examples.kept  # one for all parts, and for whoever measures afterwards
         return over(
             examples.inputs,
             examples.truth,
@@ -82,7 +88,7 @@ class Domain:
         """What is minimised over a batch (0-d), and the count its mean is taken over."""
         output = self.outputs(net, batch)
         truth = target.shape_truth(batch.truth, output)
-        return loss(output, truth), losses.count(loss, output, truth, batch.count)
+        return loss(output, truth), losses.count(loss, output, truth, batch.count, known=batch.known)
 
     @torch.no_grad()
     def validate(self, net: nn.Module, batches: Any, target: Target, loss: Any) -> dict[str, float]:
