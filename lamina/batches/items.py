@@ -140,14 +140,15 @@ class Reader:
             raise self._no_batch(items, indices, error) from error
 
     def _no_batch(self, items: list[Any], indices: list[int], error: Exception) -> DataError:
-        """Which examples differ from the first, and how."""
+        """Which examples differ from most, and how."""
         forms = [_form(item) for item in items]
-        others = [k for k, form in enumerate(forms) if form != forms[0]]
+        usual = max(forms, key=forms.count)
+        others = [k for k, form in enumerate(forms) if form != usual]
         words = f"{rows(indices, 3).capitalize()} of the Dataset cannot be put into one batch: "
         if self.collate is default_collate and others:
             odd = others[0]
-            more = f", and so {len(others) - 1} more differ" if len(others) > 1 else ""
-            words += f"example {indices[0]} is {forms[0]}, example {indices[odd]} is {forms[odd]}{more}"
+            more = f", and {len(others) - 1} more differ" if len(others) > 1 else ""
+            words += f"example {indices[forms.index(usual)]} is {usual}, example {indices[odd]} is {forms[odd]}{more}"
         else:
             words += str(error)
         return DataError(
@@ -254,7 +255,7 @@ class Form:
             if own is None:
                 try:
                     out.copy_(torch.tensor(column, dtype=leaf.dtype))
-                except (OverflowError, RuntimeError):  # an int beyond 64 bits
+                except (ValueError, OverflowError, RuntimeError):  # an int beyond 64 bits
                     return False
                 continue
             if any(value.shape != shape or value.dtype != own for value in column):

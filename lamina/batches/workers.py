@@ -279,6 +279,7 @@ def _work(
         id=number, num_workers=count, seed=torch.initial_seed(), dataset=reader.dataset
     )
     form: Form | None = None
+    form_of: Any = None
     rooms: list[list[Tensor]] = []
     shared[_AT + number] = -1
     plain = reader.collate is default_collate
@@ -298,20 +299,20 @@ def _work(
         except (EOFError, OSError):
             return
         indices = order[first:last].tolist()
-        new = None
         try:
             look(indices[0])
             items = reader.items(epoch, indices, look)
             if form is None and plain and (form := Form.of(items[0])) is not None:
                 os.ftruncate(file, _size(form, batch_size))
                 rooms = _rooms(form, mmap.mmap(file, _size(form, batch_size)), batch_size)
-                new = form.tree, [(leaf.kind, leaf.shape, leaf.own, leaf.dtype) for leaf in form.leaves]
+                form_of = form.tree, [(leaf.kind, leaf.shape, leaf.own, leaf.dtype) for leaf in form.leaves]
             if (
                 form is not None
                 and len(items) == len(indices)
                 and form.write(items, [r[: len(items)] for r in rooms[slot]])
             ):
-                said: tuple[str, Any] = "form", new
+                said: tuple[str, Any] = "form", form_of  # which is said with the first batch of it
+                form_of = None
             else:
                 said = "items", reader.collated(items, indices)
         except _Unwanted:
