@@ -13,12 +13,18 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def loading() -> Iterator[None]:
-    """Imports inside are not searched for garbage. Where the collector is off already, it stays off."""
+def loading(*, for_good: bool = False) -> Iterator[None]:
+    """Imports inside are not searched for garbage. Where the collector is off already, it stays off.
+
+    for_good: nor is what lives by then ever looked through again; for a process that is all ours, since what a caller
+    left behind before would never be collected.
+    """
     active = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if for_good:
+            gc.freeze()
         if active:
             gc.enable()

@@ -23,3 +23,16 @@ def test_the_collector_rests_and_is_afterwards_as_it_was(active):
         assert gc.isenabled() is active
     finally:
         (gc.enable if before else gc.disable)()
+
+
+def test_for_good_nothing_that_is_loaded_is_looked_through_again():
+    before = gc.get_freeze_count()
+    try:
+        with loading():
+            pass
+        assert gc.get_freeze_count() == before
+        with loading(for_good=True):
+            pass
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()

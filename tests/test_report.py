@@ -10,15 +10,18 @@ import subprocess
 import sys
 import threading
 from html.parser import HTMLParser
+from io import BytesIO
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lamina import evaluate
 from lamina.report import figures
-from lamina.report.page import advice, number, page, png
+from lamina.report.page import advice, number, page
+from lamina.report.painting import DPI, paint
 from lamina.targets.base import Answers
 
 LABELS = ["cat", "dog", "owl"]
@@ -131,7 +134,7 @@ def test_curves_pass_over_what_is_not_finite_or_not_there():
     assert drawn(loss)["valid"][:, 0].tolist() == [1, 3] and "least loss: epoch 3" in drawn(loss)
     assert drawn(accuracy)["valid"][:, 0].tolist() == [2, 3] and len(rate.lines[0].get_xdata()) == 2
     for few in ([], [{"event": 1}], [{"epoch": 1, "train/loss": 2.0}], [{"epoch": 1, "valid/loss": float("inf")}]):
-        assert png(figures.curves(few)).startswith(b"\x89PNG")
+        assert paint(figures.curves(few)).white.startswith(b"\x89PNG")
 
 
 def test_confusion_writes_every_count():
@@ -149,7 +152,8 @@ def test_confusion_writes_every_count():
 def test_labels_never_overlap(size, length):
     labels = [f"{k:0{length}d}" for k in range(size)]
     figure = figures.confusion(np.eye(size, dtype=int), labels)
-    png(figure)
+    paint(figure)
+    figure.dpi = DPI
     (axis,) = figure.axes
     for ticks, low, high in ((axis.get_xticklabels(), "x0", "x1"), (axis.get_yticklabels(), "y0", "y1")):
         boxes = sorted((getattr(t.get_window_extent(), low), getattr(t.get_window_extent(), high)) for t in ticks)
@@ -163,11 +167,11 @@ def test_names_are_shown_as_they_are():
     labels = ["$5 or $10", "a_b^c", "two\nlines"]
     figure = figures.confusion(np.eye(3, dtype=int), labels)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["$5 or $10", "a_b^c", "two lines"]
-    png(figure)  # as mathematics, the first would raise
+    paint(figure)  # as mathematics, the first would raise
     rows = [{"id": 1, "truth": "$\\bad", "prediction": "$x$", "confidence": 0.5}]
-    png(figures.mistakes(None, rows))
-    png(figures.mistakes(np.zeros((1, 1, 8, 8)), rows))
-    png(figures.scatter(np.arange(3.0), np.arange(3.0), names=["$\\bad"]))
+    paint(figures.mistakes(None, rows))
+    paint(figures.mistakes(np.zeros((1, 1, 8, 8)), rows))
+    paint(figures.scatter(np.arange(3.0), np.arange(3.0), names=["$\\bad"]))
 
 
 def test_mistakes_are_the_surest_first_and_only_mistakes():
@@ -181,7 +185,7 @@ def test_mistakes_are_the_surest_first_and_only_mistakes():
     assert [t.get_text() for t in bars.get_yticklabels()] == ["no. 3", "no. 2", "no. 0"]
     assert [patch.get_width() for patch in bars.patches] == [0.95, 0.8, 0.6]
     for none in (pictures, None):
-        assert png(figures.mistakes(none, [])).startswith(b"\x89PNG")
+        assert paint(figures.mistakes(none, [])).white.startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (4, 8, 8), (2, 8, 8), (3, 40, 90), (8, 8)])
@@ -191,7 +195,7 @@ def test_pictures_of_all_kinds_are_shown(shape, kind):
     pictures = random.integers(0, 256, (3, *shape)).astype(np.uint8)
     pictures = {"uint8": pictures, "unit": pictures / 255.0, "any": pictures / 25.0 - 3}[kind]
     figure = figures.samples(pictures, ["a", "b", "c"], ["a", "a", "c"])
-    png(figure)
+    paint(figure)
     (axis,) = figure.axes
     assert len(axis.images) == 3 and [t.get_text() for t in axis.texts][:4] == ["a", "✓ a", "b", "✗ a"]
     high, wide = shape[-2:]
@@ -210,7 +214,7 @@ def test_scatter_shows_every_example_and_what_is_left_over():
     many = np.random.default_rng(0).normal(size=6000)
     cloud = figures.scatter(many, many).axes[0].collections[0]
     assert cloud.get_array().sum() == 6000
-    png(figures.scatter(np.zeros(0), np.zeros(0)))
+    paint(figures.scatter(np.zeros(0), np.zeros(0)))
 
 
 def test_reliability_and_histogram_are_the_calibration():
@@ -224,34 +228,78 @@ def test_reliability_and_histogram_are_the_calibration():
     shares = [patch.get_data().values for patch in figure.axes[0].patches]
     assert all(np.isclose(part.sum(), 1) for part in shares)
     for empty in (figures.reliability({}), figures.histogram(np.zeros(0), np.zeros(0, bool)), figure):
-        assert png(empty).startswith(b"\x89PNG")
+        assert paint(empty).white.startswith(b"\x89PNG")
 
 
-def test_png_is_clear_on_request_and_leaves_the_figure_as_it_was():
-    from io import BytesIO
-
-    from PIL import Image
-
-    figure = figures.confusion(np.array([[5, 1], [2, 7]]), ["a", "b"])
-    first = png(figure)
-    corner = {
-        theme: Image.open(BytesIO(png(figure, theme=theme))).getpixel((0, 0)) for theme in (None, "light", "dark")
+def all_kinds():
+    """A figure of every kind, with every kind of stroke."""
+    rng = np.random.default_rng(0)
+    rows = [{"id": k, "truth": "a", "prediction": "b", "confidence": 0.9} for k in range(3)]
+    confidence, right = rng.random(50), rng.random(50) < 0.8
+    points = {"confidence": 0.8, "accuracy": 0.7, "low": 0.6, "high": 0.9}
+    return {
+        "curves": figures.curves(history([3, 1, 2])),
+        "confusion": figures.confusion(np.array([[5, 1], [2, 7]]), ["a", "b"]),
+        "histogram": figures.histogram(confidence, right),
+        "reliability": figures.reliability({"bins": [points]}),
+        "scatter": figures.scatter(confidence, confidence**2),
+        "cloud": figures.scatter(rng.normal(size=6000), rng.normal(size=6000)),
+        "gallery": figures.mistakes(rng.integers(0, 256, (3, 1, 8, 8)).astype(np.uint8), rows),
+        "bars": figures.mistakes(None, rows),
     }
-    assert corner[None] == (255, 255, 255, 255) and corner["light"][3] == corner["dark"][3] == 0
-    assert png(figure) == first
-    assert png(figure, theme="dark") != png(figure, theme="light")
-    assert Image.open(BytesIO(first)).size == tuple((figure.get_size_inches() * 110).astype(int))
+
+
+def pixels(png):
+    """The bytes of a picture -> (H, W, 4) numbers."""
+    return np.asarray(Image.open(BytesIO(png)).convert("RGBA")).astype(int)
+
+
+@pytest.mark.parametrize("kind", all_kinds())
+def test_a_painted_figure_is_what_matplotlib_saves(kind):
+    figure = all_kinds()[kind]
+    before = figure.dpi, figure.patch.get_visible(), [axis.patch.get_visible() for axis in figure.axes]
+    painted = paint(figure)
+    assert before == (figure.dpi, figure.patch.get_visible(), [axis.patch.get_visible() for axis in figure.axes])
+    assert (painted.width, painted.height) == tuple(round(96 * inches) for inches in figure.get_size_inches())
+    for theme in ("light", "white"):
+        buffer = BytesIO()
+        all_kinds()[kind].savefig(buffer, format="png", dpi=DPI, transparent=theme == "light")
+        found, expected = pixels(getattr(painted, theme)), pixels(buffer.getvalue())
+        assert found.shape == expected.shape
+        seen = expected[..., 3:] > 0
+        assert np.abs((found - expected) * seen).max() <= (0 if theme == "light" else 8)  # rounded stroke by stroke
+
+
+@pytest.mark.parametrize("kind", all_kinds())
+def test_the_dark_picture_has_the_same_strokes_in_other_colours(kind):
+    painted = paint(all_kinds()[kind])
+    light, dark = pixels(painted.light), pixels(painted.dark)
+    assert np.array_equal(light[..., 3], dark[..., 3])
+    full, met = light[..., 3] == 255, 0
+    for colour, other in figures.DARK.items():
+        named = full & (light[..., :3] == [int(colour[k : k + 2], 16) for k in (1, 3, 5)]).all(-1)
+        if kind != "gallery" or named.sum() > 3:  # a picture's own points keep their colours
+            expected = [int(other[k : k + 2], 16) for k in (1, 3, 5)]
+            assert np.abs(dark[named][:, :3] - expected).max(initial=0) <= 1  # of what was rounded twice
+        met += named.any()
+    assert met >= 2
+
+
+def test_white_is_opaque_and_the_others_are_clear():
+    painted = paint(figures.confusion(np.array([[5, 1], [2, 7]]), ["a", "b"]))
+    assert (pixels(painted.white)[0, 0] == 255).all()
+    assert pixels(painted.light)[0, 0, 3] == pixels(painted.dark)[0, 0, 3] == 0
 
 
 def test_drawing_uses_no_pyplot_and_writing_a_page_no_matplotlib_without_figures():
     program = """
 import sys
-from lamina.report import figures, page
+from lamina.report import figures, page, painting
 page.page({"run": {}})
 assert "matplotlib" not in sys.modules
 import matplotlib
 before = matplotlib.rcParams.copy()
-page.page({"run": {}}, {"curves": figures.curves([{"epoch": 1, "train/loss": 1.0}])})
+page.page({"run": {}}, {"curves": painting.paint(figures.curves([{"epoch": 1, "train/loss": 1.0}]))})
 assert "matplotlib.pyplot" not in sys.modules and matplotlib.rcParams.copy() == before
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -342,7 +390,7 @@ def test_many_classes_are_folded():
 
 
 def test_figures_stand_at_their_place_and_others_at_the_end():
-    drawn = {"curves": figures.curves(history([2, 1])), "my_own": figures.curves(history([1, 2]))}
+    drawn = {"curves": paint(figures.curves(history([2, 1]))), "my_own": paint(figures.curves(history([1, 2])))}
     text = page({"run": {}}, drawn)
     found = Page(text)
     assert found.count("img") == 2 and text.index("How it learned") < text.index("More pictures") < text.index("my own")
@@ -353,7 +401,7 @@ def test_figures_stand_at_their_place_and_others_at_the_end():
 
 
 def test_what_looks_like_markup_is_text():
-    drawn = {EVIL: figures.confusion(np.eye(2, dtype=int), [EVIL, "b"])}
+    drawn = {EVIL: paint(figures.confusion(np.eye(2, dtype=int), [EVIL, "b"]))}
     found = Page(page(everything(EVIL), drawn))
     assert found.count("script") == 0 and found.words.count(EVIL) > 15
     quotes = '" onload="alert(1)" x="'
@@ -362,7 +410,7 @@ def test_what_looks_like_markup_is_text():
 
 
 def test_nothing_outside_is_asked_for():
-    text = page(everything(), {"curves": figures.curves(history([2, 1]))})
+    text = page(everything(), {"curves": paint(figures.curves(history([2, 1])))})
     for _, attributes in Page(text).elements:
         for name in ("src", "href", "srcset", "data", "action"):
             assert attributes.get(name, "data:").startswith("data:")
@@ -386,7 +434,7 @@ def test_a_browser_shows_it_runs_nothing_and_stays_at_home(tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         away = f"http://127.0.0.1:{server.server_port}"
         label = f"{EVIL}<img src='{away}/label.png' onerror=\"document.title='owned'\">"
-        text = page(everything(label), {"curves": figures.curves(history([2, 1]))})
+        text = page(everything(label), {"curves": paint(figures.curves(history([2, 1])))})
 
         def opened(name: str, text: str) -> str:
             path = tmp_path / name

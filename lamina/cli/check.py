@@ -16,7 +16,7 @@ def check(
     data_dir: Annotated[str | None, typer.Option("--data-dir", help="Where named data sets such as mnist lie.")] = None,
     debug: Debug = False,
 ) -> int:
-    with loading():
+    with loading(for_good=True):
         from lamina import data, sources
         from lamina.checks import check as find
 

@@ -12,7 +12,7 @@ from lamina.imports import loading
 
 
 def checkpoints(run: Annotated[str, typer.Argument(help="A run folder.")], debug: Debug = False) -> int:
-    with loading():
+    with loading(for_good=True):
         from lamina import files
         from lamina.errors import RunError
         from lamina.run import facts

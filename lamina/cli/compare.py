@@ -11,7 +11,7 @@ from lamina.imports import loading
 
 
 def compare(runs: Annotated[list[str], typer.Argument(help="Two run folders or more.")], debug: Debug = False) -> None:
-    with loading():
+    with loading(for_good=True):
         from lamina import evaluate
         from lamina.errors import UsageError
         from lamina.run import Run, shared_predictions

@@ -21,7 +21,7 @@ def evaluate(
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
-    with loading():
+    with loading(for_good=True):
         from lamina.run import load
 
     found = load(run, net=net, domain=domain, task=task).evaluate(source, part=split, device=device)

@@ -48,7 +48,7 @@ def predict(
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
-    with loading():
+    with loading(for_good=True):
         from lamina import files
         from lamina.run import load, predictions_csv, predictions_jsonl
 

@@ -17,7 +17,7 @@ def report(
     task: OwnTask = None,
     debug: Debug = False,
 ) -> None:
-    with loading():
+    with loading(for_good=True):
         from lamina.report import writing
         from lamina.run import load
 

@@ -19,7 +19,7 @@ def resume(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    with loading():
+    with loading(for_good=True):
         from lamina import training
         from lamina.run import facts
 

@@ -31,7 +31,7 @@ def _train(
     debug: Debug = False,
     **settings: Any,
 ) -> None:
-    with loading():
+    with loading(for_good=True):
         from lamina import training
         from lamina.errors import UsageError
 

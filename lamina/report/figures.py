@@ -1,7 +1,7 @@
 """Pictures of a run, one function a picture.
 
 In: plain data (history lines, counts, arrays). Out: a matplotlib `Figure` that belongs to nobody: no pyplot, no global
-settings. `png` turns it into bytes, on white for files or clear for a light or a dark page. Called by the report.
+settings; `painting` turns it into files. Called by the report.
 
 The colours are of Okabe and Ito ("Color universal design", 2008), told apart by the colour-blind; nothing is said by
 colour alone. Names of classes are shown as they are, never as mathematics, shortened where they are long.
@@ -9,9 +9,7 @@ colour alone. Names of classes are shown as they are, never as mathematics, shor
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -303,38 +301,6 @@ def _shown(picture: np.ndarray) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------- all of them
-
-
-def png(figure: Figure, *, theme: str | None = None, dpi: float = 110) -> bytes:
-    """A figure as the bytes of a PNG file: on white, or clear for a "light" or a "dark" page."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script without a font is shown as boxes
-        if theme == "dark":
-            _recolour(figure, DARK)
-        try:
-            figure.savefig(buffer, format="png", dpi=dpi, transparent=theme is not None)
-            figure.set_layout_engine("none")  # what has been laid out once need not be again
-        finally:
-            if theme == "dark":
-                _recolour(figure, {dark: light for light, dark in DARK.items()})
-    return buffer.getvalue()
-
-
-def _recolour(figure: Figure, colours: dict[str, str]) -> None:
-    """Exchange colours wherever an artist has one of them; opacity stays."""
-    from matplotlib.colors import to_hex, to_rgba_array
-
-    for artist in figure.findobj(lambda artist: artist.get_visible()):
-        for what in ("color", "facecolor", "edgecolor", "markeredgecolor", "markerfacecolor"):
-            get, put = getattr(artist, f"get_{what}", None), getattr(artist, f"set_{what}", None)
-            if get is None or put is None:
-                continue
-            now = to_rgba_array(get())
-            names = [to_hex(colour) for colour in now]
-            if any(name in colours for name in names):
-                new = [(*_rgb(colours.get(name, name)), alpha) for name, alpha in zip(names, now[:, 3], strict=True)]
-                put(new if len(new) > 1 else new[0])
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:

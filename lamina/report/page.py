@@ -1,6 +1,6 @@
 """The report of a run as one HTML text: it opens offline, runs nothing and asks nobody for anything.
 
-In: the facts of a run as plain data, and its figures. Out: the page, light or dark as the reader's machine is, the
+In: the facts of a run as plain data, and its painted figures. Out: the page, light or dark as the reader's machine is, the
 pictures inside. Called by the report's writer, which puts it into the run folder. The words and numbers are made here;
 where they stand is in page.html.j2, which escapes all of them, so that a class named <script> is text.
 """
@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.evaluate import beats, best_of, clopper_pearson
-from lamina.report.figures import png, title
+from lamina.report.figures import title
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["advice", "number", "page", "png"]
+    from lamina.report.painting import Painted
 
 PERCENT = ("accuracy", "balanced_accuracy", "exact")  # scores that people read as percentages
 CLASSES_SHOWN = 12  # rows of the table by class; the others are folded away
@@ -37,7 +35,7 @@ CAPTIONS = {
 }
 
 
-def page(facts: Mapping[str, Any], figures: Mapping[str, Figure] | None = None) -> str:
+def page(facts: Mapping[str, Any], figures: Mapping[str, Painted] | None = None) -> str:
     """The report as HTML. Of the facts only "run" must be there; a part without facts is left out.
 
     run: run.json. scores, baselines: entries of scores.json. per_class, calibration, confused: as `evaluate` gives
@@ -66,7 +64,7 @@ def page(facts: Mapping[str, Any], figures: Mapping[str, Figure] | None = None) 
         calibration=_calibration(facts.get("calibration") or {}),
         mistakes=facts.get("mistakes") or (),
         commands=facts.get("commands") or (),
-        figures={key: _picture(figure, key) for key, figure in (figures or {}).items()},
+        figures={key: _picture(painted, key) for key, painted in (figures or {}).items()},
         known=CAPTIONS,
     )
 
@@ -348,9 +346,8 @@ def _calibration(found: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _picture(figure: Figure, key: str) -> dict[str, Any]:
-    """Two clear pictures inside the page, for light and for dark, sharp on a fine screen."""
-    width, height = figure.get_size_inches()
-    light, dark = (base64.b64encode(png(figure, theme=theme, dpi=144)).decode("ascii") for theme in ("light", "dark"))
-    size = {"width": round(96 * width), "height": round(96 * height)}
+def _picture(painted: Painted, key: str) -> dict[str, Any]:
+    """Two clear pictures inside the page, for light and for dark."""
+    light, dark = (base64.b64encode(picture).decode("ascii") for picture in (painted.light, painted.dark))
+    size = {"width": painted.width, "height": painted.height}
     return {"light": light, "dark": dark, "caption": CAPTIONS.get(key, key.replace("_", " "))} | size

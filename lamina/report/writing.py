@@ -13,6 +13,7 @@ import numpy as np
 
 from lamina import data, evaluate, files
 from lamina.report import figures, page
+from lamina.report.painting import paint
 from lamina.run import Run, held_out, read_json
 
 WORST = 20  # mistakes shown
@@ -34,10 +35,11 @@ def write(folder: Path, loaded: data.Data, facts: dict[str, Any]) -> None:
         _classes(loaded, facts, drawn, truth, answers, numbers)
     if answers is not None and loaded.target.name == "numbers":
         drawn["scatter"] = figures.scatter(truth, answers.prediction)
+    painted = {name: paint(figure) for name, figure in drawn.items()}
     files.folder(folder / "figures")
-    for name, figure in drawn.items():
-        files.write(folder / "figures" / f"{name}.png", page.png(figure))
-    files.write(folder / "report.html", page.page({"name": folder.name, **facts, "history": epochs}, drawn))
+    for name, picture in painted.items():
+        files.write(folder / "figures" / f"{name}.png", picture.white)
+    files.write(folder / "report.html", page.page({"name": folder.name, **facts, "history": epochs}, painted))
 
 
 def again(run: Run) -> None:
