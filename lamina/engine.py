@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lamina import devices, losses
 from lamina.batches import Batch, keeping_generators, walkable
 from lamina.errors import DataError, Diverged, UsageError, rows
+from lamina.lanes import Lane
 from lamina.state import TrainState
 
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, Any]]  # -> 0-d loss, count of its mean (None: a sum)
@@ -41,7 +42,7 @@ class Progress:
         self.batch = 0  # within the epoch, counted from 0
         self.epoch_end = False
         self.scores: dict[str, float] = {}  # filled by the caller, after validation
-        self.batch_data: Batch | None = None  # the last micro-batch of the step
+        self._batch: Batch | None = None
         self._loss: Tensor | None = None
         self._began = time.monotonic()
         self._before = state.seconds
@@ -54,6 +55,15 @@ class Progress:
     @property
     def examples(self) -> int:
         return self.state.examples
+
+    @property
+    def batch_data(self) -> Batch | None:
+        """The last micro-batch of the step. Yours to keep: where the next one is cut into the same memory, a copy."""
+        if self._batch is None or not self._batch.lasting:
+            return self._batch
+        truth = self._batch.truth
+        inputs = tuple(part.clone() for part in self._batch.inputs)
+        return replace(self._batch, inputs=inputs, truth=None if truth is None else truth.clone(), lasting=False)
 
     @property
     def loss(self) -> float:
@@ -86,8 +96,9 @@ def supervised(loss: Callable[[Tensor, Tensor], Tensor]) -> Objective:
         if batch.truth is None:
             raise UsageError("The batches hold inputs without answers.", expected="(x, y)", fix="learn(objective=...)")
         output = net(*batch.inputs)
-        return loss(output, batch.truth), losses.count(loss, output, batch.truth, batch.count)
+        return loss(output, batch.truth), losses.count(loss, output, batch.truth, batch.count, known=batch.known)
 
+    objective.parts = [loss]  # type: ignore[attr-defined]
     return objective
 
 
@@ -107,7 +118,10 @@ def learn(
     accumulate: int = 1,
     precision: str = "fp32",
     ema: Any = None,
+    compile: str = "auto",
+    strict: bool = False,
     state: TrainState | None = None,
+    lane: Lane | None = None,
 ) -> Iterator[Progress]:
     """Train a net; yields a `Progress` after every optimiser step.
 
@@ -118,7 +132,12 @@ def learn(
     clip_norm, clip_value: of all gradients together, of each; 0 for none. accumulate: batches a step, weighted by their
     counts, so that the step equals that of the big batch; the last window of an epoch is as short as it comes.
     precision: fp32, bf16 or fp16 (with loss scaling). ema: `torch.optim.swa_utils.AveragedModel`, updated after each step.
+    compile: "auto" replays a recording of the step where that gives the same bits, "on" insists, "off" never does (see
+    `lanes`). strict: no other order of sums than that of the plain loop, which matters to clip_norm.
     state: a `TrainState` to go on from; without it learning starts from the beginning.
+    lane: how steps are made, where that was decided before; else it is decided here.
+
+    While learning goes on parameters may lie in one tensor; each has its own memory again when it ends.
 
     The net is put into training mode if it is not; submodules of a net in training mode stay as you set them (a frozen
     BatchNorm). After your loop body called `net.eval()`, every module goes back to the mode it had.
@@ -168,91 +187,121 @@ def learn(
     modules = list(net.modules())
     if state.loss_sum is None:
         state.loss_sum = torch.zeros((), device=device)
+    if lane is None:
+        lane = Lane(net, objective, optimizer, penalty=penalty, autocast=autocast, scaled=scaler is not None,
+                    compile=compile, strict=strict)  # fmt: skip
+    if accumulate == 1 and hasattr(batches, "reuse"):
+        batches.reuse = True
 
-    while (epochs is None or state.epoch < epochs) and (steps is None or state.step < steps):
-        if state.batch == 0:
-            state.loss_sum, state.loss_count = torch.zeros((), device=device), 0
-        epoch, before = state.epoch, state.step
-        for window, last in _windows(batches.epoch(state.epoch, state.batch), accumulate, exact, state.batch):
-            # The rate of this step.
-            if schedule is not None:
-                factor = schedule(state.step)
-                for group in optimizer.param_groups:
-                    group["lr"] = group["initial_lr"] * factor
+    try:
+        while (epochs is None or state.epoch < epochs) and (steps is None or state.step < steps):
+            if state.batch == 0:
+                state.loss_sum, state.loss_count = torch.zeros((), device=device), 0
+            epoch, before = state.epoch, state.step
+            for window, last in _windows(batches.epoch(state.epoch, state.batch), accumulate, exact, state.batch):
+                # The rate of this step.
+                if schedule is not None:
+                    factor = schedule(state.step)
+                    for group in optimizer.param_groups:
+                        group["lr"] = group["initial_lr"] * factor
 
-            # Forward and backward. Micro-batches are weighted by what their means are taken over.
-            optimizer.zero_grad(set_to_none=True)
-            several, scale = len(window) > 1, window[0].count  # any scale will do; this one keeps gradients in range
-            whole: Any = 0  # the loss of the step
-            total: Any = 0
-            for batch in window:
-                with autocast:
-                    value, count = objective(net, batch)
-                    full = value + penalty(net) if penalty is not None and not several else value
-                if several and count is not None:
-                    value = value.to(torch.promote_types(value.dtype, torch.float32))
-                    if isinstance(count, Tensor):  # where every truth is ignored, the loss is 0/0 and weighs nothing
-                        value = torch.where(count > 0, value, 0.0)
-                    full = value * count / scale
-                    total = total + count
-                if on_cpu and not math.isfinite(full.item()):
-                    raise _diverged(net, objective, batch, full, state, optimizer)
-                (scaler.scale(full) if scaler is not None else full).backward()
-                whole = whole + full.detach()
-                state.loss_sum.add_(value.detach().float() * (1 if count is None else count))
-                state.loss_count += batch.count if count is None else count
-                state.examples += batch.count
-            if several and count is not None:
-                total = torch.where(total > 0, total, 1) if isinstance(total, Tensor) else total
-                whole = whole * scale / total
-                for parameter in parameters:
-                    if parameter.grad is not None:
-                        parameter.grad.mul_(scale).div_(total)
-            if penalty is not None and several:
-                with autocast:
-                    full = penalty(net)
-                (scaler.scale(full) if scaler is not None else full).backward()
-                whole = whole + full.detach()
+                # Forward and backward.
+                batch = window[-1]
+                if len(window) == 1 and scaler is None:
+                    value, whole, count = lane.gradients(batch)
+                    if on_cpu and not math.isfinite(whole.item()):
+                        raise _diverged(net, objective, batch, whole, state, optimizer)
+                    _add_up(state, value, count, batch.count)
+                else:
+                    whole = _accumulated(window, net, objective, penalty, autocast, scaler, state, lane, on_cpu)
 
-            # Clip and update.
-            if scaler is not None and (clip_norm or clip_value):
-                scaler.unscale_(optimizer)
-            if clip_value:
-                nn.utils.clip_grad_value_(parameters, clip_value)
-            if clip_norm:
-                nn.utils.clip_grad_norm_(parameters, clip_norm)
-            if scaler is None:
-                optimizer.step()
-            else:
-                scaler.step(optimizer)
-                scaler.update()
-            if ema is not None:
-                ema.update_parameters(net)
+                # Clip and update.
+                if scaler is not None and (clip_norm or clip_value):
+                    scaler.unscale_(optimizer)
+                lane.clip(clip_value, clip_norm)
+                if scaler is None:
+                    lane.update()
+                else:
+                    scaler.step(optimizer)
+                    scaler.update()
+                if ema is not None:
+                    ema.update_parameters(net)
 
-            # The cursor points to the next batch before anybody can look, so that saving here is exact.
-            progress.epoch, progress.batch, progress.epoch_end = state.epoch, state.batch + len(window) - 1, last
-            progress.batch_data, progress._loss = window[-1], whole
-            state.step += 1
-            state.batch += len(window)
-            if last:
-                state.epoch, state.batch = state.epoch + 1, 0
-                progress.scores = {}
-                if not on_cpu and not math.isfinite(progress.mean_loss):
-                    raise _diverged(net, objective, batch, full, state, optimizer)
-            state.seconds = progress.seconds
-            modes = state.modes = [module.training for module in modules]
-            yield progress
-            if not net.training:  # the caller has evaluated: every module goes back to the mode it had
-                for module, mode in zip(modules, modes, strict=True):
-                    module.training = mode
-            if steps is not None and state.step >= steps:
-                return
-        if state.epoch == epoch:  # the epoch was shorter than its len()
-            if state.step == before and state.batch == 0:
-                raise DataError(
-                    f"Epoch {epoch + 1} gave no batch.", expected="batches that can be walked once an epoch"
-                )
-            state.epoch, state.batch = epoch + 1, 0
+                # The cursor points to the next batch before anybody can look, so that saving here is exact.
+                progress.epoch, progress.batch, progress.epoch_end = state.epoch, state.batch + len(window) - 1, last
+                progress._batch, progress._loss = batch, whole
+                state.step += 1
+                state.batch += len(window)
+                if last:
+                    state.epoch, state.batch = state.epoch + 1, 0
+                    progress.scores = {}
+                    if not on_cpu and not math.isfinite(progress.mean_loss):
+                        raise _diverged(net, objective, batch, whole, state, optimizer)
+                state.seconds = progress.seconds
+                modes = state.modes = [module.training for module in modules]
+                yield progress
+                if not net.training:  # the caller has evaluated: every module goes back to the mode it had
+                    for module, mode in zip(modules, modes, strict=True):
+                        module.training = mode
+                if steps is not None and state.step >= steps:
+                    return
+            if state.epoch == epoch:  # the epoch was shorter than its len()
+                if state.step == before and state.batch == 0:
+                    raise DataError(
+                        f"Epoch {epoch + 1} gave no batch.", expected="batches that can be walked once an epoch"
+                    )
+                state.epoch, state.batch = epoch + 1, 0
+    finally:
+        lane.close()
+
+
+def _add_up(state: TrainState, value: Tensor, count: Any, examples: int) -> None:
+    """The epoch's loss so far, on the device: nobody waits for it."""
+    assert state.loss_sum is not None
+    if isinstance(count, Tensor):
+        state.loss_sum.add_(value.float() * count)
+    else:
+        state.loss_sum.add_(value.float(), alpha=1 if count is None else count)
+    state.loss_count += examples if count is None else count
+    state.examples += examples
+
+
+def _accumulated(
+    window: list[Batch], net: nn.Module, objective: Objective, penalty: Any, autocast: Any, scaler: Any,
+    state: TrainState, lane: Lane, on_cpu: bool,
+) -> Tensor:  # fmt: skip
+    """The gradients of several micro-batches together, weighted by what their means are taken over; gives the loss."""
+    lane.forget()
+    several, scale = len(window) > 1, window[0].count  # any scale will do; this one keeps gradients in range
+    whole: Any = 0  # the loss of the step
+    total: Any = 0
+    for batch in window:
+        with autocast:
+            value, count = objective(net, batch)
+            full = value + penalty(net) if penalty is not None and not several else value
+        if several and count is not None:
+            value = value.to(torch.promote_types(value.dtype, torch.float32))
+            if isinstance(count, Tensor):  # where every truth is ignored, the loss is 0/0 and weighs nothing
+                value = torch.where(count > 0, value, 0.0)
+            full = value * count / scale
+            total = total + count
+        if on_cpu and not math.isfinite(full.item()):
+            raise _diverged(net, objective, batch, full, state, state.optimizer)
+        (scaler.scale(full) if scaler is not None else full).backward()
+        whole = whole + full.detach()
+        _add_up(state, value.detach(), count, batch.count)
+    if several and count is not None:
+        total = torch.where(total > 0, total, 1) if isinstance(total, Tensor) else total
+        whole = whole * scale / total
+        for parameter in net.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale).div_(total)
+    if penalty is not None and several:
+        with autocast:
+            full = penalty(net)
+        (scaler.scale(full) if scaler is not None else full).backward()
+        whole = whole + full.detach()
+    return whole  # type: ignore[no-any-return]
 
 
 def _length(batches: Any) -> int | None:

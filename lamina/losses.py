@@ -143,7 +143,9 @@ _WEIGHTED_MEAN_CLASSES = tuple(
 )
 
 
-def count(loss: Loss, output: Tensor, truth: Tensor, examples: int) -> int | Tensor | None:
+def count(
+    loss: Loss, output: Tensor, truth: Tensor, examples: int, *, known: bool = False
+) -> int | Tensor | None:
     """What the loss's mean is taken over: the c of a micro-batch in  sum(c * loss) / sum(c) = the whole batch's loss.
 
     - cross-entropy and negative log-likelihood of class numbers: the sum of the class weights of the truths that are
@@ -151,6 +153,7 @@ def count(loss: Loss, output: Tensor, truth: Tensor, examples: int) -> int | Ten
       micro-batch out, or take `torch.where(c > 0, c * loss, 0)`, whose gradient is 0;
     - of probabilities: the number of distributions;
     - a sum (`reduction="sum"`): None, micro-batches simply add;
+    - the same where it is `known` that no truth is negative, none can be ignored and classes have no weights: a number;
     - any other callable: `examples`. Right for a mean over examples, and for one over numbers when every example has as
       many of them.
 
@@ -174,8 +177,11 @@ def count(loss: Loss, output: Tensor, truth: Tensor, examples: int) -> int | Ten
         return examples
     if truth.is_floating_point() or truth.shape == output.shape:
         return truth.numel() // truth.shape[min(1, truth.ndim - 1)]  # (B, K, T) -> B T
-    counted = truth != (-100 if setting("ignore_index", None) is None else setting("ignore_index", None))
+    ignored = -100 if setting("ignore_index", None) is None else setting("ignore_index", None)
     weight = setting("weight", None)
+    if known and weight is None and ignored < 0:
+        return truth.numel()
+    counted = truth != ignored
     if weight is None:
         return counted.sum()
     return (weight.to(truth.device)[truth.long().where(counted, 0)] * counted).sum()

@@ -29,6 +29,8 @@ class Batch:
     count: int  # B
     epoch: int = 0
     seed: int = 0
+    known: bool = False  # all answers are there: none is negative, as the ones that a loss leaves out are
+    lasting: bool = False  # the next batch of this size is cut into the same tensors
 
     def __iter__(self) -> Iterator[Any]:
         """`x, y = batch`, as a tutorial's loader gives it."""

@@ -40,6 +40,7 @@ ROW_FILES = (".csv", ".tsv", ".jsonl")
 class Scale(nn.Module):
     """(x / divisor - mean) / std, in float32. mean, std broadcast against one example."""
 
+    by_example = True  # no example depends on another
     mean: Tensor
     std: Tensor
 

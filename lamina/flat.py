@@ -1,0 +1,230 @@
+"""Parameters, gradients and optimiser state one after the other in memory, so that an update is one pass.
+
+In: an optimiser of torch's with a fused kernel, and the parameters that get gradients. Out: a `Flat`: the same parameters,
+now views of one tensor, as ordinary as before to the module and its owner; views for their gradients; and `update()`, which
+does what `optimizer.step()` does, to the bit, in one call of torch's kernel a group. The optimiser's own state tensors
+become views too, so its `state_dict()` and `load_state_dict()` go on working.
+
+To the bit: the kernel works in vectors of 16 numbers and finishes a tensor one by one, with other roundings. So a tensor
+whose size is no multiple of 16 is not joined to its neighbours, and is updated beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_LANE = 16  # numbers: a cache line of float32, the kernels' unit
+_STATES = {
+    "Adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    "AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    "SGD": ("momentum_buffer",),
+}
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+
+
+def why_not(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> str:
+    """Why these cannot be laid flat, in words that complete "the optimiser ..."; empty where they can."""
+    kind = type(optimizer)
+    base = next((k for k in kind.__mro__ if k.__module__.startswith("torch.optim.")), None)
+    own = kind is not base and not kind.__module__.startswith("lamina.")
+    if base is None or own or base.__name__ not in _STATES:
+        return f"{kind.__name__} updates its tensors one by one"
+    if any(getattr(optimizer, hooks, None) for hooks in _HOOKS):
+        return "has hooks of its own"
+    if not all(group.get("fused") for group in optimizer.param_groups):
+        return f"{kind.__name__} was not made with fused=True"
+    if any(isinstance(group["lr"], Tensor) or group.get("differentiable") for group in optimizer.param_groups):
+        return "has a rate that is a tensor, or is differentiable"
+    if len({(p.device, p.dtype) for p in parameters}) > 1:
+        return "has parameters of several types or devices"
+    if parameters[0].device.type != "cpu" or parameters[0].dtype not in (torch.float32, torch.float64):
+        return f"has parameters of {parameters[0].dtype} on {parameters[0].device}"
+    if any(type(p) not in (Tensor, nn.Parameter) or not _dense(p) for p in parameters):
+        return "has a parameter that is not a dense tensor of torch's"
+    storages = [p.untyped_storage()._cdata for p in parameters]
+    if len(set(storages)) < len(storages):
+        return "has parameters that share memory"
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not all(id(p) in known for p in parameters):
+        return "does not hold all parameters that get a gradient"
+    return ""
+
+
+def _dense(p: Tensor) -> bool:
+    """Whether a tensor covers its memory without gaps or overlap, in any order of its axes."""
+    expected = 1
+    for stride, size in sorted((stride, size) for size, stride in zip(p.shape, p.stride(), strict=True) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return p.layout == torch.strided and p.numel() > 0
+
+
+class _Group:
+    """A parameter group, and the tensors that one call of the kernel takes."""
+
+    def __init__(self, settings: dict[str, Any], members: list[Tensor]):
+        self.settings = settings
+        self.members = members
+        self.parameters: list[Tensor] = []  # one tensor for all whose size is a multiple of 16, and the others
+        self.gradients: list[Tensor] = []
+        self.states: dict[str, list[Tensor]] = {}
+        self.steps: list[Tensor] = []
+
+
+class Flat:
+    """Parameters in one tensor. parameters: those that get a gradient at every step; `why_not` must have agreed.
+
+    `gradients` are views of `gradient`, in the order of `parameters`: write them and call
+    `update()`. `separate()` gives everything back its own memory.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]):
+        self.optimizer, self.parameters = optimizer, list(parameters)
+        self.kind = next(k.__name__ for k in type(optimizer).__mro__ if k.__module__.startswith("torch.optim."))
+        wanted = {id(p) for p in parameters}
+        self._groups = []
+        for group in optimizer.param_groups:
+            members = [p for p in group["params"] if id(p) in wanted]
+            members.sort(key=lambda p: p.numel() % _LANE != 0)  # stable: those that are joined come first
+            if members:
+                self._groups.append(_Group(group, members))
+        self._places: dict[int, int] = {}
+        place = 0
+        for own in self._groups:
+            for p in own.members:
+                self._places[id(p)] = place
+                place += -(-p.numel() // _LANE) * _LANE
+        self.size = place
+        self.weights = self._laid(lambda p: p.detach())
+        self.gradient = torch.zeros_like(self.weights)
+        self.gradients = [self._view(self.gradient, p) for p in self.parameters]
+        self._memory: dict[str, Tensor] = {}  # of the optimiser's state
+        self._steps: Tensor | None = None
+        for p in self.parameters:
+            p.data = self._view(self.weights, p)
+        for own in self._groups:
+            own.parameters, own.gradients = self._joined(self.weights, own), self._joined(self.gradient, own)
+        self._pointers = [p.data_ptr() for p in self.parameters]
+        self._owners: list[tuple[dict[str, Any], str]] = []  # of the optimiser's state: dictionary and key
+        self._kept: list[Tensor] = []  # what must still be there
+        self._ready = False  # the optimiser's state lies flat
+
+    def intact(self) -> bool:
+        """Whether parameters and optimiser state still lie where they were put: a caller may have set others."""
+        if [p.data_ptr() for p in self.parameters] != self._pointers:
+            return False
+        try:  # equal are the same objects; comparing others gives a tensor, which is not one truth
+            return [state.get(name) for state, name in self._owners] == self._kept
+        except RuntimeError:
+            return False
+
+    def update(self) -> None:
+        """`optimizer.step()`, over everything at once. The first one is torch's own: it makes the state."""
+        self._ready = self._ready or self._adopt()
+        if not self._ready:
+            for p, gradient in zip(self.parameters, self.gradients, strict=True):
+                p.grad = gradient
+            self.optimizer.step()
+            return
+        if self._steps is not None:
+            self._steps.add_(1)
+        for own in self._groups:
+            _KERNELS[self.kind](own)
+
+    def separate(self) -> None:
+        """Everything its own memory again, with the same values."""
+        for p in self.parameters:
+            p.data = p.data.clone()
+            if p.grad is not None and p.grad.untyped_storage()._cdata == self.gradient.untyped_storage()._cdata:
+                p.grad = p.grad.clone()
+        for (state, name), tensor in zip(self._owners, self._kept, strict=True):
+            if state.get(name) is tensor:
+                state[name] = tensor.clone()
+        self._owners, self._kept, self._ready = [], [], False
+
+    def _adopt(self) -> bool:
+        """Take the optimiser's state into one tensor a kind; False where there is none yet, or it is not of one age."""
+        if all(own.settings.get("momentum") == 0 for own in self._groups):
+            return True  # SGD without memory
+        states = [self.optimizer.state[p] for p in self.parameters]
+        names = [name for name in _STATES[self.kind] if any(name in state for state in states)]
+        if not names or any(state.get(name) is None for state in states for name in names):
+            return False
+        ages = {float(state["step"]) for state in states if "step" in state}
+        if len(ages) > 1:
+            return False
+        if ages:
+            self._steps = torch.full((len(states),), ages.pop(), dtype=torch.float32)
+            for state, step in zip(states, self._steps.unbind(), strict=True):
+                self._keep(state, "step", step)
+        for name in names:
+            memory = self._memory[name] = self._laid(lambda p, name=name: self.optimizer.state[p][name])  # type: ignore[misc]
+            for p, state in zip(self.parameters, states, strict=True):
+                self._keep(state, name, self._view(memory, p))
+        for own in self._groups:
+            own.states = {name: self._joined(self._memory[name], own) for name in names}
+            own.steps = [] if self._steps is None else [self._steps[0]] * len(own.parameters)
+        return True
+
+    def _keep(self, state: dict[str, Any], name: str, tensor: Tensor) -> None:
+        state[name] = tensor
+        self._owners.append((state, name))
+        self._kept.append(tensor)
+
+    def _laid(self, of: Callable[[Tensor], Tensor]) -> Tensor:
+        first = self.parameters[0]
+        memory = torch.zeros(self.size, dtype=first.dtype)
+        with torch.no_grad():
+            for p in self.parameters:
+                self._view(memory, p).copy_(of(p))
+        return memory
+
+    def _view(self, memory: Tensor, p: Tensor) -> Tensor:
+        return memory.as_strided(p.shape, p.stride(), self._places[id(p)])
+
+    def _joined(self, memory: Tensor, own: _Group) -> list[Tensor]:
+        joined = [p for p in own.members if p.numel() % _LANE == 0]
+        parts = []
+        if joined:
+            start = self._places[id(joined[0])]
+            parts.append(memory[start : start + sum(p.numel() for p in joined)])
+        for p in own.members[len(joined) :]:
+            parts.append(memory[self._places[id(p)] :][: p.numel()])
+        return parts
+
+
+def _adam(own: _Group) -> None:
+    of, states = own.settings, own.states
+    beta1, beta2 = of["betas"]
+    kernel = torch._fused_adamw_ if of.get("decoupled_weight_decay") else torch._fused_adam_
+    kernel(
+        own.parameters, own.gradients, states["exp_avg"], states["exp_avg_sq"], states.get("max_exp_avg_sq", []),
+        own.steps, lr=of["lr"], beta1=beta1, beta2=beta2, weight_decay=of["weight_decay"], eps=of["eps"],
+        amsgrad=of["amsgrad"], maximize=of["maximize"],
+    )  # fmt: skip
+
+
+def _sgd(own: _Group) -> None:
+    of = own.settings
+    torch._fused_sgd_(
+        own.parameters, own.gradients, own.states.get("momentum_buffer", []), weight_decay=of["weight_decay"],
+        momentum=of["momentum"], lr=of["lr"], dampening=of["dampening"], nesterov=of["nesterov"],
+        maximize=of["maximize"], is_first_step=False,
+    )  # fmt: skip
+
+
+_KERNELS: dict[str, Callable[[_Group], None]] = {"Adam": _adam, "AdamW": _adam, "SGD": _sgd}
+
+
+def clip_norm(gradient: Tensor, largest: float) -> Tensor:
+    """Scale all gradients together to a norm of at most `largest`, as torch.nn.utils.clip_grad_norm_ does; gives the norm."""
+    norm = torch.linalg.vector_norm(gradient)
+    if math.isfinite(largest):
+        gradient.mul_((largest / (norm + 1e-6)).clamp_(max=1.0))
+    return norm

@@ -1,0 +1,342 @@
+"""Arithmetic recorded once, below autograd, and replayed.
+
+In: a function of no arguments that reads tensors which stay where they are (a batch's columns, parameters, buffers) and
+computes others from them, gradients included. Out: a `Tape`: the same kernels on the same memory in the same order, so the
+same bits, without modules, autograd or allocation in between. For small nets that is most of a step.
+
+    tape = record(lambda: loss(net(x), y).backward())       # runs it once
+    x.copy_(other); tape.replay()                            # and again, with other values in x
+
+While it runs, every operation of ATen is seen with its tensors. A view of memory that stays is made once and never again;
+an operation with a kernel that writes into given memory writes into an arena, where memory is used again as soon as nobody
+needs what it holds; any other operation makes its result anew, and the recorded tensors are pointed at it. Random draws
+are drawn anew, from the same generator.
+
+A tape knows shapes and flow of its recording, and nothing else. `record` refuses what it can see (values read by Python,
+shapes that depend on values); what it cannot see, such as a counter in `forward`, is the caller's to exclude: see `lanes`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+aten = torch.ops.aten
+Span = tuple[int, torch.dtype, int, tuple[int, ...], tuple[int, ...]]  # storage, dtype, offset, size, stride
+
+_PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+_CONSTANT = 4096  # numbers: what a function makes of constants at each call is no larger
+_ALIGN = 64  # bytes: a cache line, and the widest vector register
+
+
+class Unrecordable(Exception):
+    """Why a function cannot be replayed, in words that complete "it ..."."""
+
+
+@dataclass
+class Operation:
+    """One operation of ATen as it was seen."""
+
+    function: Any  # an OpOverload
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    results: list[Tensor]
+    made: list[int]  # storages that it brought into being
+
+    def tensors(self) -> list[Tensor]:
+        return [leaf for leaf in tree_leaves((self.arguments, self.keywords)) if isinstance(leaf, Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _span(tensor: Tensor) -> Span:
+    return (_storage(tensor), tensor.dtype, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
+
+
+class _Recorder(TorchDispatchMode):
+    """Runs every operation and keeps it, with all its tensors: so no storage's address is ever used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.data_dependent_output in function.tags or torch.Tag.dynamic_output_shape in function.tags:
+            raise Unrecordable(f"reads values to decide what comes next ({function})")
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        for tensor in given:
+            if type(tensor) not in _PLAIN or tensor.layout != torch.strided or tensor.is_complex():
+                raise Unrecordable(f"works on a {type(tensor).__name__} of layout {tensor.layout} ({function})")
+            if tensor.device.type != "cpu":
+                raise Unrecordable(f"works on {tensor.device}")
+            self._seen.add(_storage(tensor))
+        result = function(*args, **kwargs)
+        leaves = tree_leaves(result)
+        results = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if any(leaf is not None and not isinstance(leaf, Tensor) for leaf in leaves):
+            raise Unrecordable(f"reads a number back ({function})")
+        made = list(dict.fromkeys(key for key in map(_storage, results) if key not in self._seen))
+        self._seen.update(made)
+        self.operations.append(Operation(function, args, kwargs, results, made))
+        return result
+
+
+# Torch wraps this method so that the compiler leaves it alone, and imports the compiler for that: a second, when first called.
+_Recorder.__torch_dispatch__ = inspect.unwrap(_Recorder.__torch_dispatch__)  # type: ignore[method-assign]
+
+
+def record(function: Callable[[], Any]) -> tuple[list[Operation], Any]:
+    """Run a function, and give what it did and what it returned. Raises Unrecordable."""
+    recorder = _Recorder()
+    with recorder:
+        result = function()
+    return recorder.operations, result
+
+
+def flow(operations: Iterable[Operation], known: Container[int] = ()) -> list[Any]:
+    """What two recordings of the same function must have in common: operations, shapes, and which result goes where.
+
+    Storages are told by when they were made. Of those that came from outside, the `known` ones by their address, since
+    what is in them is read anew by every replay; any other was made by Python, is kept as it is, and told by its values.
+    """
+    made: dict[int, int] = {}
+
+    def mark(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            key, *rest = _span(leaf)
+            if key not in made and key not in known:
+                return ("constant", leaf.tolist() if leaf.numel() <= _CONSTANT else key, *rest)
+            return ("made", made[key], *rest) if key in made else ("given", key, *rest)
+        return leaf if isinstance(leaf, (int, float, bool, str, type(None))) else str(leaf)
+
+    found = []
+    for operation in operations:
+        before = [mark(leaf) for leaf in tree_leaves((operation.arguments, operation.keywords))]
+        for key in operation.made:
+            made[key] = len(made)
+        found.append((str(operation.function), before, [mark(result) for result in operation.results]))
+    return found
+
+
+# --- From operations to calls -----------------------------------------------------------------------------------------
+
+
+def _writes_into(function: Any) -> Any:
+    """The overload of an operation that writes into given tensors with a kernel of its own; None where there is none.
+
+    Torch generates the missing ones: they compute as before and copy, so they are of no use here.
+    """
+    if function._schema.is_mutable or torch.Tag.nondeterministic_seeded in function.tags:
+        return None
+    expected = [(a.name, str(a.type)) for a in function._schema.arguments]
+    for name in function.overloadpacket.overloads():
+        overload = getattr(function.overloadpacket, name)
+        arguments = overload._schema.arguments
+        if torch.Tag.generated in overload.tags or not any(a.is_out for a in arguments):
+            continue
+        if [(a.name, str(a.type)) for a in arguments if not a.is_out] == expected:
+            return overload
+    return None
+
+
+def _nothing() -> None:
+    """In place of an operation that only asks for memory."""
+
+
+def _copy(out: Tensor, source: Tensor) -> None:
+    out.copy_(source)
+
+
+@dataclass
+class _Call:
+    """One call of the tape; `into` are the tensors it writes, where it has a kernel for that."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    results: list[Tensor]
+    made: list[int]
+    static: bool  # it writes its results into memory that it is given
+    uses: set[int]  # storages
+    name: str  # of the operation
+
+
+def _calls(operations: list[Operation]) -> list[_Call]:
+    """What must be done again at a replay: views are not, nor constants that nobody writes to."""
+    written: set[int] = set()  # by an operation that changes what it is given
+    for operation in operations:
+        if operation.function._schema.is_mutable:
+            written.update(map(_storage, operation.tensors()))
+    calls = []
+    for operation in operations:
+        seeded = torch.Tag.nondeterministic_seeded in operation.function.tags
+        constant = not seeded and (not operation.tensors() or operation.function in _LIKE)
+        if not operation.function._schema.is_mutable and not operation.made:
+            continue  # a view
+        if operation.function in _EMPTY or not constant or written.intersection(operation.made):
+            calls.append(_call(operation))
+    return calls
+
+
+_EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default,
+          aten.new_empty_strided.default}  # fmt: skip
+_LIKE = {aten.ones_like.default, aten.zeros_like.default, aten.full_like.default, aten.new_zeros.default,
+         aten.new_ones.default, aten.new_full.default}  # fmt: skip
+_COPIES = {aten.clone.default, aten._to_copy.default}
+
+
+def _call(operation: Operation) -> _Call:
+    function, arguments, keywords = operation.function, operation.arguments, operation.keywords
+    into: Callable[..., Any] | None = None
+    if function in _EMPTY:
+        into, arguments, keywords = _nothing, (), {}
+    elif function in _COPIES:
+        into, arguments, keywords = _copy, (operation.results[0], arguments[0]), {}
+    elif function._schema.is_mutable and not operation.made:
+        into = function._op
+    else:
+        if function is aten.relu.default:  # torch's relu is this, and has no kernel that writes into given memory
+            function, arguments = aten.clamp_min.default, (arguments[0], 0)
+        overload = _writes_into(function)
+        outs = [a.name for a in overload._schema.arguments if a.is_out] if overload is not None else []
+        if len(outs) == len(operation.results) == len(operation.made):
+            into, keywords = overload._op, {**keywords, **dict(zip(outs, operation.results, strict=True))}
+    tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
+    return _Call(
+        into or function._op, arguments, keywords, operation.results, operation.made, into is not None,
+        {*map(_storage, tensors), *map(_storage, operation.results)}, str(operation.function),
+    )  # fmt: skip
+
+
+def _arena(calls: list[_Call], pinned: set[int]) -> tuple[dict[int, int], int]:
+    """Where each made storage lies in one block of memory, and how large that is (bytes).
+
+    Two may share a place when one is needed for the last time before the other is made. First fit, largest first.
+    """
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    sizes: dict[int, int] = {}
+    for number, call in enumerate(calls):
+        if call.static:
+            for key, result in zip(call.made, call.results, strict=False):
+                first[key], sizes[key] = number, max(result.untyped_storage().nbytes(), 1)
+        for key in call.uses:
+            last[key] = number
+    for key in pinned & first.keys():
+        first[key], last[key] = -1, len(calls)
+    places: dict[int, int] = {}
+    total = 0
+    for key in sorted(sizes, key=lambda key: (-sizes[key], first[key])):
+        size = -(-sizes[key] // _ALIGN) * _ALIGN
+        near = sorted(
+            (places[other], -(-sizes[other] // _ALIGN) * _ALIGN)
+            for other in places
+            if first[other] <= last[key] and first[key] <= last[other]
+        )
+        place = 0
+        for start, length in near:
+            if place + size <= start:
+                break
+            place = max(place, start + length)
+        places[key], total = place, max(total, place + size)
+    return places, total
+
+
+class Tape:
+    """Operations made ready to be done again.
+
+    kept: tensors whose values are wanted after a replay; `given` is theirs, in the same order, at every replay the same
+    objects. into: for some of them, memory of the same size that they are written to, in place of the arena.
+    """
+
+    def __init__(self, operations: list[Operation], kept: list[Tensor], into: dict[int, Tensor] | None = None):
+        calls = _calls(operations)
+        homes = {_storage(kept[number]): tensor for number, tensor in (into or {}).items()}
+        places, total = _arena(calls, {*map(_storage, kept)})
+        block = torch.empty(total, dtype=torch.uint8)
+        self.bytes = total  # of the arena
+        self._live: dict[int, dict[Span, Tensor]] = {}  # storages that are made anew, and all tensors on them
+        self._tensors: dict[Span, Tensor] = {}
+        moved = {key for call in calls if not call.static for key in call.made}
+        self._nothing = torch.empty(0).untyped_storage()
+
+        def lasting(leaf: Any) -> Any:
+            """The tensor of the tape for a tensor of the recording."""
+            if not isinstance(leaf, Tensor):
+                return leaf
+            span = _span(leaf)
+            found = self._tensors.get(span)
+            if found is None:
+                key, dtype, offset, size, stride = span
+                found = torch.empty(0, dtype=dtype)
+                home = homes.get(key)
+                if home is not None and key in places:
+                    found.set_(home.untyped_storage(), home.storage_offset() + offset, size, stride)
+                elif key in places:
+                    found.set_(block.untyped_storage(), places[key] // dtype.itemsize + offset, size, stride)
+                else:
+                    found.set_(leaf.untyped_storage(), offset, size, stride)
+                self._tensors[span] = found
+                if key in moved:
+                    self._live.setdefault(key, {})[span] = found
+            return found
+
+        ready = [
+            (tree_map(lasting, c.arguments), tree_map(lasting, c.keywords), c)
+            for c in calls
+            if c.function is not _nothing
+        ]
+        self.given = [lasting(tensor) for tensor in kept]
+        last = {key: number for number, (_, _, call) in enumerate(ready) for key in call.uses}
+        stays = {*map(_storage, kept)}
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+        self.names: list[str] = []  # of each call, for those who ask where the time goes
+        for number, (arguments, keywords, call) in enumerate(ready):
+            function = call.function
+            if not call.static:
+                function = _anew(function, [self._live.get(_storage(result), {}) for result in call.results])
+            self.calls.append((function, arguments, keywords))
+            self.names.append(call.name)
+            for key in moved - stays:
+                if last.get(key) == number:  # nobody needs it any more: its memory goes back
+                    self.calls.append((_release, (list(self._live.get(key, {}).values()), self._nothing), {}))
+                    self.names.append("release")
+
+    def replay(self) -> None:
+        """Do it again."""
+        with torch._C._AutoDispatchBelowAutograd():
+            for function, arguments, keywords in self.calls:
+                function(*arguments, **keywords)
+
+
+def _anew(function: Any, tensors: list[dict[Span, Tensor]]) -> Callable[..., None]:
+    """A call whose results are new memory: the tensors of the tape are pointed at it."""
+    places = [
+        [(tensor, offset, size, stride) for (_, _, offset, size, stride), tensor in views.items()] for views in tensors
+    ]
+
+    def call(*arguments: Any, **keywords: Any) -> None:
+        results = function(*arguments, **keywords)
+        found = [results] if isinstance(results, Tensor) else [part for part in results if part is not None]
+        for result, views in zip(found, places, strict=True):
+            storage = result.untyped_storage()
+            for tensor, offset, size, stride in views:
+                tensor.set_(storage, offset, size, stride)
+
+    return call
+
+
+def _release(tensors: list[Tensor], nothing: Any) -> None:
+    for tensor in tensors:
+        tensor.set_(nothing, 0, (0,), (1,))
