@@ -32,7 +32,9 @@ class Kept:
 
     def missing(self, plan: list[np.ndarray]) -> list[np.ndarray]:
         """What each batch of a plan must read: what is not here, and was not read for an earlier batch."""
-        order = np.concatenate(plan) if plan else np.empty(0, np.int64)
+        if not plan:
+            return []
+        order = np.concatenate(plan)
         first = np.zeros(len(order), bool)
         first[np.unique(order, return_index=True)[1]] = True
         ends = np.cumsum([len(indices) for indices in plan])[:-1]
