@@ -146,6 +146,14 @@ def test_columns_of_very_different_sizes():
     assert set(found) == {"ranges"} and found["ranges"].examples == [1, 0]
 
 
+def test_a_rows_hash_does_not_depend_on_how_many_are_worked_on_together(monkeypatch):
+    columns = [np.arange(60, dtype=np.uint8).reshape(20, 3), np.random.default_rng(0).normal(size=(20, 4))]
+    found = checks.row_hashes(columns)
+    for words in (1, 7, 1000):
+        monkeypatch.setattr(checks, "_WORDS", words)
+        assert np.array_equal(checks.row_hashes(columns), found)
+
+
 @given(st.integers(2, 50), st.integers(1, 5), st.sampled_from([0, 1e6, -1e9]), st.integers(0, 2**32 - 1))
 def test_moments_are_those_of_numpy(rows, features, offset, seed):
     column = np.random.default_rng(seed).normal(size=(rows, features)) + offset
