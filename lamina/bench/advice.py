@@ -95,7 +95,8 @@ def _candidates(job: Job, now: Pace, parts: dict[str, float], count: int, most: 
     loading = f"loading takes {100 * share['load']:.0f} %"
     encoded = job.data.parts["train"][0].inputs
     if share["load"] > 0.2 and not isinstance(encoded, (tuple, torch.utils.data.DataLoader)):
-        for workers in sorted({1, 2, most} - {recipe.workers or 0}):
+        asked = job.origins.get("workers", ("",))[0] == "yours"  # else the batches have chosen by measuring
+        for workers in sorted({0, 1, 2, most} - {recipe.workers or 0}) if asked else ():
             found.append(_Candidate(f"--workers {workers}", loading, {"workers": workers}))
         if not recipe.cache:
             words = f"{loading}; right if your Dataset gives the same item every time"

@@ -21,6 +21,8 @@ _LOSS = (
     "the loss of this run was an object of yours ({}), which is not stored: the task's own was measured in its place"
 )
 
+_CACHE = "the cache was not full yet when it was measured: later epochs load faster; give it more --seconds"
+
 
 def measure_run(
     run: Run, *, loss: Any = None, optimizer: Any = None, source: Any = None, device: str | None = None,
@@ -36,6 +38,8 @@ def measure_run(
     precision = job.recipe.precision or "fp32"
     count = min(most, job.recipe.threads or run.facts.get("numerics", {}).get("threads") or most)
     with Company() as company, threads(count):
+        notes = [_LOSS.format(run.facts["loss"].get("class"))] if step.loss_is_lost(run, loss) else []
+        notes += [] if step.filled(job, seconds / 3) else [_CACHE]
         rate = product_rate(job.device, precision, most, seconds / 30)
         now = step.pace(job, seconds / 5, watched=True)
         apart = step.parts(job, seconds / 5)
@@ -71,5 +75,5 @@ def measure_run(
         "saved_milliseconds": 1000 * max(0.0, -rest),
         "tried": [{**dataclasses.asdict(trial), "helps": trial.helps} for trial in tried],
         "others_cores": company.cores,
-        "notes": [_LOSS.format(run.facts["loss"].get("class"))] if step.loss_is_lost(run, loss) else [],
+        "notes": notes,
     }  # fmt: skip

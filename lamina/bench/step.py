@@ -34,6 +34,7 @@ from lamina import state as states
 from lamina.batches import Batch, Batches, keeping_generators
 from lamina.bench.clock import per_call, wait
 from lamina.job import Job
+from lamina.lanes import Lane
 from lamina.run import Run
 from lamina.watchers.health import Health
 from lamina.watchers.screen import Screen
@@ -69,8 +70,9 @@ def loss_is_lost(run: Run, given: Any) -> bool:
 
 
 def changed(job: Job, **settings: Any) -> Job:
-    """The job with other settings."""
-    return dataclasses.replace(job, recipe=job.recipe.model_copy(update=settings))
+    """The job with other settings, as if they were asked for."""
+    origins = {**job.origins, **dict.fromkeys(settings, ("yours", ""))}
+    return dataclasses.replace(job, recipe=job.recipe.model_copy(update=settings), origins=origins)
 
 
 @dataclass
@@ -81,7 +83,7 @@ class Pace:
     examples: float  # a second
     watchers: float = 0.0  # seconds a step
     steps: int = 0  # measured
-    lane: str = ""  # what the engine says of the way it took
+    lane: str = ""  # the way the engine took
 
 
 @dataclass
@@ -103,7 +105,7 @@ def _copy(job: Job, walk: Any = None) -> _Copy:
         group["lr"] = group["initial_lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
     walk = jobs.batches(mine, "train", net=net) if walk is None else walk
     recipe = job.recipe
-    settings = {
+    settings: dict[str, Any] = {
         "objective": jobs.objective(mine),
         "penalty": jobs.penalty(recipe),
         "clip_norm": recipe.clip_norm or 0.0,
@@ -117,6 +119,14 @@ def _copy(job: Job, walk: Any = None) -> _Copy:
     known = inspect.signature(engine.learn).parameters
     options = {name: value for name, value in settings.items() if name in known}
     return _Copy(net, optimizer, walk, jobs.build_schedule(mine, walk), options)
+
+
+def _lane(job: Job, mine: _Copy) -> Lane:
+    """How steps will be made, decided here so that it can be asked."""
+    precision = job.recipe.precision or "fp32"
+    chosen = {name: mine.options[name] for name in ("penalty", "compile", "strict")}
+    autocast, scaled = devices.autocast(job.device, precision), devices.scaler(job.device, precision) is not None
+    return Lane(mine.net, mine.options["objective"], mine.optimizer, autocast=autocast, scaled=scaled, **chosen)
 
 
 def _planned(job: Job, walk: Any) -> int:
@@ -151,9 +161,10 @@ def pace(job: Job, seconds: float = 2.0, *, walk: Any = None, watched: bool = Fa
         settled = time.perf_counter() + seconds / 3
         while not rounds or time.perf_counter() < end:
             before, began, in_round = -1.0, 0.0, 0
+            way = _lane(job, mine)
             for progress in engine.learn(
                 mine.net, mine.walk, optimizer=mine.optimizer, epochs=None, steps=_planned(job, mine.walk),
-                schedule=mine.schedule, **mine.options,
+                schedule=mine.schedule, lane=way, **mine.options,
             ):  # fmt: skip
                 asked = time.perf_counter()
                 for watch in watchers:
@@ -175,7 +186,7 @@ def pace(job: Job, seconds: float = 2.0, *, walk: Any = None, watched: bool = Fa
                     before, began, in_round = float(progress.examples), now, 0
                     if now >= end:
                         break
-            lane = str(getattr(progress, "lane", "") or "")
+            lane = "recorded and replayed" if way.recorded else f"eager: {way.words}"
             if in_round:  # a run that ends within a round
                 wait(job.device)
                 rounds.append((time.perf_counter() - began) / in_round)
@@ -387,6 +398,18 @@ def products(job: Job) -> int:
 def uncounted(net: nn.Module) -> list[str]:
     """Layers whose arithmetic is one call to the counter, and is left out."""
     return sorted({type(module).__name__ for module in net.modules() if isinstance(module, nn.LSTM)})
+
+
+def filled(job: Job, seconds: float) -> bool:
+    """Read what the run keeps of a Dataset's items (--cache), as its first epoch does. False where time runs out."""
+    if not job.recipe.cache or isinstance(job.data.parts["train"][0].inputs, tuple):
+        return True
+    began = time.perf_counter()
+    with keeping_generators():
+        for _batch in jobs.batches(job, "train").epoch(0):
+            if time.perf_counter() - began > seconds:
+                return False
+    return True
 
 
 def in_memory(job: Job, seconds: float = 0.5) -> Any:
