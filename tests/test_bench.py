@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 import lamina
 from lamina.batches import generators
-from lamina.bench import advice, clock, machine, measure, step, words
+from lamina.bench import advice, clock, machine, measure, parts, step, words
 from lamina.errors import RunError
 
 LAMINA = Path(sys.executable).with_name("lamina")
@@ -127,7 +127,13 @@ def test_a_run_is_measured_and_left_as_it_was(place):
     assert json.loads(json.dumps(found)) == found
     assert sum(entry["share"] for entry in found["parts"]) == pytest.approx(1)
     names = [entry["name"] for entry in found["parts"]]
-    assert names[:5] == list(step.PARTS) and {"watchers", "validation", "checkpoints", "everything else"} <= set(names)
+    assert names[:2] == ["load", "prepare and augment"] and {
+        "update",
+        "watchers",
+        "validation",
+        "checkpoints",
+        "everything else",
+    } <= set(names)
     assert found["examples_per_second"] > 0 and found["floor"]["share"] > 0
     assert "where the time goes" in "\n".join(words.run_lines(found))
     assert words.run_line(found).count("\t") == 3
@@ -136,7 +142,7 @@ def test_a_run_is_measured_and_left_as_it_was(place):
 def test_learning_is_switched_off_while_it_is_measured(place):
     job = step.reopen(lamina.load(place / "iris"))
     weights = {name: value.clone() for name, value in job.net.state_dict().items() if value.is_floating_point()}
-    mine = step._copy(job)
+    mine = step.copied(job)
     list(lamina.learn(mine.net, mine.walk, optimizer=mine.optimizer, schedule=mine.schedule, epochs=3, **mine.options))
     learned = dict(mine.net.named_parameters())
     assert learned and all(torch.equal(weights[name], parameter) for name, parameter in learned.items())
@@ -150,13 +156,13 @@ def test_the_arithmetic_is_that_of_the_formula(place):
     """Two operations a weight and example forward, two for the weights' gradients, two for the inputs' but the first."""
     job = step.reopen(lamina.load(place / "own", net=f"{place / 'my.py'}:Net"))
     batch = min(64, job.data.size("train"))
-    assert step.products(job) == 2 * batch * (4 * 16 * 2 + 16 * 3 * 3)
-    assert step.products(step.changed(job, accumulate=4)) == 4 * step.products(job)
+    assert parts.products(job) == 2 * batch * (4 * 16 * 2 + 16 * 3 * 3)
+    assert parts.products(step.changed(job, accumulate=4)) == 4 * parts.products(job)
 
 
 def test_layers_that_are_not_counted_are_named():
-    assert step.uncounted(nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2))) == ["LSTM"]
-    assert step.uncounted(nn.GRU(2, 2)) == []
+    assert parts.uncounted(nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2))) == ["LSTM"]
+    assert parts.uncounted(nn.GRU(2, 2)) == []
 
 
 def test_a_run_that_is_over_before_a_round_can_be_paced(place, monkeypatch):
@@ -166,19 +172,33 @@ def test_a_run_that_is_over_before_a_round_can_be_paced(place, monkeypatch):
     assert found.steps > 0 and found.seconds > 0
 
 
-@pytest.mark.parametrize("settings", [{"accumulate": 3}, {"clip_value": 0.1, "clip_norm": 1.0}, {"l2": 0.1},
-                                      {"precision": "fp16"}, {"ema": 0.9}, {"mixup": 0.2, "label_smoothing": 0.0}])  # fmt: skip
-def test_parts_of_every_kind_of_step(place, settings):
+APART = ["load", "prepare and augment", "forward", "backward", "update"]
+TOGETHER = ["load", "prepare and augment", "forward and backward", "update"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"compile": "on"}, TOGETHER),
+        ({"compile": "off"}, APART),
+        ({"accumulate": 3}, APART),
+        ({"precision": "fp16"}, APART),
+        ({"compile": "off", "clip_value": 0.1, "clip_norm": 1.0, "l2": 0.1}, APART),
+        ({"compile": "off", "ema": 0.9, "mixup": 0.2, "label_smoothing": 0.0}, APART),
+    ],
+)
+def test_parts_of_every_kind_of_step(place, settings, names):
     job = step.changed(step.reopen(lamina.load(place / "iris")), **settings)
-    found = step.parts(job, 0.05)
-    assert list(found) == list(step.PARTS)
-    assert min(found.values()) >= 0 and min(found["forward"], found["backward"], found["update"]) > 0
+    found = parts.parts(job, 0.05)
+    assert list(found) == names
+    assert min(found.values()) >= 0 and found["update"] > 0
+    assert sum(found.values()) > found["load"] + found["update"]
 
 
 def test_what_comes_in_bursts_counts_and_what_comes_once_does_not():
-    assert step._middle([1.0, 3.0] * 50) == pytest.approx(2.0, rel=0.1)
-    assert step._middle([1.0] * 99 + [1000.0]) == 1.0
-    assert step._middle([2.0]) == 2.0
+    assert parts._middle([1.0, 3.0] * 50) == pytest.approx(2.0, rel=0.1)
+    assert parts._middle([1.0] * 99 + [1000.0]) == 1.0
+    assert parts._middle([2.0]) == 2.0
 
 
 # --- What was an object of the user's -------------------------------------------------------------------------------
@@ -279,7 +299,7 @@ def paced(monkeypatch, rates: dict[str, list[float]]) -> None:
 def test_what_helps_is_what_did_twice(place, monkeypatch, rates, factor, helps):
     paced(monkeypatch, rates)
     job = step.changed(step.reopen(lamina.load(place / "iris")), precision="fp32")
-    (trial,) = advice.trials(job, step.Pace(1.0, 100.0), dict.fromkeys(step.PARTS, 1.0), 1, 1, 1.0)
+    (trial,) = advice.trials(job, step.Pace(1.0, 100.0), dict.fromkeys(APART, 1.0), 1, 1, 1.0)
     assert trial.helps == helps
     if factor is None:
         assert (trial.factor, trial.error) == (None, "this processor cannot do that")

@@ -3,7 +3,8 @@
 In: nothing, or the folder of a run. Out: figures as plain dicts, which go to JSON as they are, and words for people.
 
     machine.py   what this machine can do: products, memory, the smallest operation, one step of a tiny net
-    step.py      what a step of the run takes, whole and taken apart; the arithmetic that cannot be avoided
+    step.py      what a step of the run takes, as the run makes it
+    parts.py     where the time of a step goes; the arithmetic that cannot be avoided
     measure.py   all of a run in one dict
     advice.py    what would help: each candidate tried on a copy of the net
     words.py     figures -> text

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lamina import devices
-from lamina.bench import step
+from lamina.bench import parts, step
 from lamina.bench.advice import trials
 from lamina.bench.clock import Company, threads
 from lamina.bench.machine import product_rate
@@ -42,11 +42,11 @@ def measure_run(
         notes += [] if step.filled(job, seconds / 3) else [_CACHE]
         rate = product_rate(job.device, precision, most, seconds / 30)
         now = step.pace(job, seconds / 5, watched=True)
-        apart = step.parts(job, seconds / 5)
-        extra = step.between(job, now.seconds, seconds / 15)
+        apart = parts.parts(job, seconds / 5)
+        extra = parts.between(job, now.seconds, seconds / 15)
         tried = trials(job, now, apart, count, most, seconds / 2.5)
         device_words = devices.describe(job.device)
-        work = step.products(job)  # last: the counter loads the compiler
+        work = parts.products(job)  # last: the counter loads the compiler
 
     a_step = now.seconds + sum(extra.values())
     rest = now.seconds - now.watchers - sum(apart.values())
@@ -57,7 +57,7 @@ def measure_run(
         "gflops": rate / 1e9,
         "milliseconds": 1000 * work / rate,
         "share": work / rate / a_step,
-        "uncounted": step.uncounted(job.net),
+        "uncounted": parts.uncounted(job.net),
     }
     return {
         "run": str(run.folder),
@@ -72,7 +72,6 @@ def measure_run(
         "parts": [
             {"name": name, "milliseconds": 1000 * took, "share": took / whole} for name, took in spent.items()
         ],
-        "saved_milliseconds": 1000 * max(0.0, -rest),
         "tried": [{**dataclasses.asdict(trial), "helps": trial.helps} for trial in tried],
         "others_cores": company.cores,
         "notes": notes,

@@ -1,8 +1,7 @@
-"""A step of a run: how long it takes as the run does it, and where the time goes.
+"""Whole steps of a run, as the run does them.
 
-In: a run, whose data can be read. Out: a `Job` over a copy of its net (`reopen`), the pace of whole steps through
-`learn` (`pace`), the parts of the plain step one after the other (`parts`), what an epoch and a checkpoint add, and the
-arithmetic that no way of doing it can avoid (`products`).
+In: a run, whose data can be read. Out: a `Job` over a copy of its net (`reopen`), the same with other settings
+(`changed`), copies that can learn and leave no trace (`Copy`), and the pace of steps through `learn` (`pace`).
 
 Learning rates are 0 throughout: the arithmetic is that of the run, and the weights stay where they are, so that nothing
 diverges and each measurement sees the same net.
@@ -14,11 +13,8 @@ import copy
 import dataclasses
 import inspect
 import io
-import itertools
 import statistics
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lamina import augment, devices, engine
+from lamina import devices, engine
 from lamina import job as jobs
-from lamina import recipe as recipes
 from lamina import run as runs_
-from lamina import state as states
-from lamina.batches import Batch, Batches, keeping_generators
-from lamina.bench.clock import per_call, wait
+from lamina.batches import Batches, keeping_generators
+from lamina.bench.clock import wait
 from lamina.job import Job
 from lamina.lanes import Lane
 from lamina.run import Run
@@ -87,7 +81,7 @@ class Pace:
 
 
 @dataclass
-class _Copy:
+class Copy:
     """A net and an optimiser of its own, which learns nothing, and the batches it would learn from."""
 
     net: nn.Module
@@ -97,7 +91,7 @@ class _Copy:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def _copy(job: Job, walk: Any = None) -> _Copy:
+def copied(job: Job, walk: Any = None) -> Copy:
     net, given = copy.deepcopy((job.net, job.own_optimizer))
     mine = dataclasses.replace(job, net=net, own_optimizer=given)
     optimizer = jobs.build_optimizer(mine, net)
@@ -118,10 +112,10 @@ def _copy(job: Job, walk: Any = None) -> _Copy:
     }
     known = inspect.signature(engine.learn).parameters
     options = {name: value for name, value in settings.items() if name in known}
-    return _Copy(net, optimizer, walk, jobs.build_schedule(mine, walk), options)
+    return Copy(net, optimizer, walk, jobs.build_schedule(mine, walk), options)
 
 
-def _lane(job: Job, mine: _Copy) -> Lane:
+def lane_of(job: Job, mine: Copy) -> Lane:
     """How steps will be made, decided here so that it can be asked."""
     precision = job.recipe.precision or "fp32"
     chosen = {name: mine.options[name] for name in ("penalty", "compile", "strict")}
@@ -144,7 +138,7 @@ def pace(job: Job, seconds: float = 2.0, *, walk: Any = None, watched: bool = Fa
 
     walk: batches to learn from instead of the run's. watched: with the watchers a run has, the screen among them.
     """
-    mine = _copy(job, walk)
+    mine = copied(job, walk)
     kept = mine.walk.state_dict()
     watchers: list[Any] = []
     if watched:
@@ -161,7 +155,7 @@ def pace(job: Job, seconds: float = 2.0, *, walk: Any = None, watched: bool = Fa
         settled = time.perf_counter() + seconds / 3
         while not rounds or time.perf_counter() < end:
             before, began, in_round = -1.0, 0.0, 0
-            way = _lane(job, mine)
+            way = lane_of(job, mine)
             for progress in engine.learn(
                 mine.net, mine.walk, optimizer=mine.optimizer, epochs=None, steps=_planned(job, mine.walk),
                 schedule=mine.schedule, lane=way, **mine.options,
@@ -194,210 +188,6 @@ def pace(job: Job, seconds: float = 2.0, *, walk: Any = None, watched: bool = Fa
     mine.walk.load_state_dict(kept)
     a_step = statistics.median(rounds)
     return Pace(a_step, examples / steps / a_step, watching / steps, steps, lane)
-
-
-# --- The plain step, taken apart --------------------------------------------------------------------------------------
-
-PARTS = ("load", "prepare and augment", "forward", "backward", "update")
-
-
-def parts(job: Job, seconds: float = 2.0) -> dict[str, float]:
-    """Seconds a step of each part, in the order of the step; the device is waited for after each.
-
-    This is the step without any lane: what a lane takes together cannot be taken apart.
-    """
-    mine = _copy(job)
-    kept = mine.walk.state_dict()
-    precision, every = job.recipe.precision or "fp32", job.recipe.accumulate or 1
-    autocast, scaler = devices.autocast(job.device, precision), devices.scaler(job.device, precision)
-    objective, penalty, average = jobs.objective(job), jobs.penalty(job.recipe), mine.options.get("ema")
-    parameters = [p for p in mine.net.parameters() if p.requires_grad]
-    marks: list[dict[str, float]] = []
-
-    def step(window: Iterator[Batch]) -> dict[str, float] | None:
-        spent = dict.fromkeys(PARTS, 0.0)
-        at = time.perf_counter()
-
-        def spend(part: str) -> None:
-            nonlocal at
-            wait(job.device)
-            now = time.perf_counter()
-            spent[part] += now - at
-            at = now
-
-        mine.optimizer.zero_grad(set_to_none=True)
-        spend("update")
-        for _ in range(every):
-            batch = next(window, None)
-            if batch is None:
-                return None  # a short window at the end of an epoch is no measure
-            spend("load")
-            with autocast:
-                value, _count = objective(mine.net, batch)
-                value = value if penalty is None else value + penalty(mine.net)
-            spend("forward")
-            (value if scaler is None else scaler.scale(value)).backward()
-            spend("backward")
-        if scaler is not None:
-            scaler.unscale_(mine.optimizer)
-        if job.recipe.clip_value:
-            nn.utils.clip_grad_value_(parameters, job.recipe.clip_value)
-        if job.recipe.clip_norm:
-            nn.utils.clip_grad_norm_(parameters, job.recipe.clip_norm)
-        if scaler is None:
-            mine.optimizer.step()
-        else:
-            scaler.step(mine.optimizer)
-            scaler.update()
-        if average is not None:
-            average.update_parameters(mine.net)
-        spend("update")
-        return spent
-
-    with keeping_generators(), jobs.memory_in_words():
-        began, epoch = time.perf_counter(), 0
-        while not _enough(marks, began, seconds):
-            before = len(marks)
-            window = iter(mine.walk.epoch(epoch))
-            while (spent := step(window)) is not None:
-                marks.append(spent)
-                if _enough(marks, began, seconds):
-                    break
-            if len(marks) == before:  # an epoch is shorter than a window: it is what there is
-                every = max(1, every // 2)
-            epoch += 1
-        settled = marks[len(marks) // 5 :]
-        found = {part: _middle([spent[part] for spent in settled]) for part in PARTS}
-        changing = (job.recipe.accumulate or 1) * _changing(job, seconds / 6)
-    mine.walk.load_state_dict(kept)
-    changing = min(changing, found["load"])
-    found["load"] -= changing
-    found["prepare and augment"] = changing
-    return found
-
-
-def _enough(marks: list[dict[str, float]], began: float, seconds: float) -> bool:
-    return len(marks) >= 5 and time.perf_counter() - began >= seconds
-
-
-def _middle(values: list[float]) -> float:
-    """The mean of several rounds, and of those the median: what comes in bursts counts, what comes once does not."""
-    size = max(1, len(values) // 9)
-    return statistics.median(statistics.fmean(values[k : k + size]) for k in range(0, len(values), size))
-
-
-def _changing(job: Job, seconds: float) -> float:
-    """Seconds a batch of what is done to it once it is cut: augmentation, the first layers, mixing."""
-    encoded, rows = job.data.parts["train"]
-    recipe, spent = job.recipe, 0.0
-    if isinstance(encoded.inputs, tuple):
-        some = torch.arange(min(recipe.batch_size or 64, len(encoded.inputs[0])))
-        some = some if rows is None else torch.as_tensor(rows)[: len(some)]
-        cut = tuple(torch.as_tensor(column)[some].to(job.device) for column in encoded.inputs)
-        prepare = job.data.domain.prepare().to(job.device)
-        if not isinstance(prepare, nn.Identity):
-            with torch.no_grad():
-                spent += per_call(lambda: prepare(cut[0]), job.device, seconds)
-        if recipe.augment not in (None, "none"):
-            change = augment.make(recipe.augment or "")
-            key = Batch(cut, None, some.to(job.device), len(some)).key
-            spent += per_call(lambda: change(cut, key), job.device, seconds)
-    elif recipe.augment not in (None, "none"):
-        spent += max(0.0, _walking(job, seconds) - _walking(changed(job, augment="none"), seconds))
-    if recipe.mixup or recipe.cutmix:
-        spent += max(0.0, _walking(job, seconds) - _walking(changed(job, mixup=0.0, cutmix=0.0), seconds))
-    return spent
-
-
-def _walking(job: Job, seconds: float) -> float:
-    """Seconds a batch of the batches alone."""
-    walk = jobs.batches(job, "train")
-    kept = walk.state_dict()
-    marks = [time.perf_counter()]
-    for _batch in walk.epoch(0):
-        wait(job.device)
-        marks.append(time.perf_counter())
-        if len(marks) > 5 and marks[-1] - marks[0] > seconds:
-            break
-    walk.load_state_dict(kept)
-    return _middle([after - before for before, after in itertools.pairwise(marks)])
-
-
-# --- What is not a part of every step ---------------------------------------------------------------------------------
-
-
-def between(job: Job, a_step: float, seconds: float = 1.0) -> dict[str, float]:
-    """Seconds a step, spread over all: validation at the end of an epoch, checkpoints as often as the run saves."""
-    found: dict[str, float] = {}
-    mine = _copy(job)
-    try:
-        per_epoch: float = -(-len(mine.walk) // (job.recipe.accumulate or 1))
-    except TypeError:
-        per_epoch = 0
-    if "valid" in job.data.parts and per_epoch:
-        walk = jobs.batches(job, "valid")
-        with jobs.evaluating(mine.net), keeping_generators():
-            took = _some_of(job, mine.net, walk, seconds)
-        found["validation"] = took / per_epoch
-    unit, amount = recipes.every(job.recipe.checkpoint_every or "30s")
-    state = states.TrainState(mine.net, mine.optimizer, mine.walk, mine.schedule, None, mine.options.get("ema"))
-    if not mine.optimizer.state:  # moments are made by the first step, and saved with the rest
-        next(engine.learn(mine.net, mine.walk, optimizer=mine.optimizer, steps=1, epochs=None, **mine.options))
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        states.save(Path(folder) / "checkpoint", state, {})
-        took = time.perf_counter() - began
-    steps = {"steps": amount, "epochs": amount * per_epoch, "seconds": amount / a_step}[unit]
-    if steps:
-        found["checkpoints"] = took / steps
-    return found
-
-
-def _some_of(job: Job, net: nn.Module, walk: Any, seconds: float) -> float:
-    """Seconds of a validation: of all its batches, or of some, taken for all."""
-
-    class Some:
-        count = 0
-
-        def epoch(self, epoch: int) -> Iterator[Batch]:
-            began = time.perf_counter()
-            for batch in walk.epoch(epoch):
-                Some.count += 1
-                yield batch
-                if time.perf_counter() - began > seconds:
-                    return
-
-    began = time.perf_counter()
-    job.data.domain.validate(net, Some(), job.data.target, job.loss)
-    wait(job.device)
-    took = time.perf_counter() - began
-    try:
-        return took * len(walk) / Some.count
-    except TypeError:
-        return took
-
-
-# --- What cannot be avoided -------------------------------------------------------------------------------------------
-
-
-def products(job: Job) -> int:
-    """Operations of the matrix products and convolutions in a step, forward and backward: those that
-    `torch.utils.flop_counter` knows. 0 where it knows none; it does not know `nn.LSTM` on the CPU."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    mine = _copy(job)
-    objective, kept = jobs.objective(job), mine.walk.state_dict()
-    with keeping_generators():
-        batch = next(iter(mine.walk.epoch(0)))
-        with FlopCounterMode(display=False) as counter:
-            objective(mine.net, batch)[0].backward()
-    mine.walk.load_state_dict(kept)
-    return counter.get_total_flops() * (job.recipe.accumulate or 1)
-
-
-def uncounted(net: nn.Module) -> list[str]:
-    """Layers whose arithmetic is one call to the counter, and is left out."""
-    return sorted({type(module).__name__ for module in net.modules() if isinstance(module, nn.LSTM)})
 
 
 def filled(job: Job, seconds: float) -> bool:

@@ -38,13 +38,9 @@ def run_lines(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield from _headline(found)
     yield ""
-    yield f"where the time goes, milliseconds a step of {found['milliseconds']:.3f}"
+    yield "where the time goes, milliseconds a step"
     yield from bars([(entry["name"], entry["milliseconds"]) for entry in found["parts"]], "{:.3f}", shares=True)
-    saved = found["saved_milliseconds"]
-    if saved:
-        yield f"  Apart, in the plain step. The run's steps are {found['lane']}: {saved:.3f} less than the sum."
-    else:
-        yield f"  The run's steps are {found['lane']}."
+    yield f"  its steps are {found['lane']}"
     yield ""
     helpful = [trial for trial in found["tried"] if trial["helps"]]
     yield "what would help, tried on this net" if helpful else "nothing that was tried makes it a tenth faster"
