@@ -5,7 +5,8 @@
 
 DIR holds the four IDX files. `hand` is the loop of tutorial.py in float32; the others by hand are the same with the
 memory of a convolution's channels last, and in bfloat16. `lamina` is `lamina.train` as it comes, without baselines and
-report. With --steps the test is on a tenth of the test pictures and its accuracy means nothing.
+report; what it tries before the first step is in its whole process. With --steps the test by hand is on a tenth of the
+pictures, and accuracies mean nothing.
 """
 
 from __future__ import annotations

@@ -265,6 +265,16 @@ def test_only_what_the_run_does_not_have_yet_is_tried(place):
     assert not [option for option in candidates(plain, 0.1) if "threads" in option]
 
 
+def test_the_layout_of_the_run_is_that_of_the_copy(place):
+    job = step.reopen(lamina.load(place / "iris"))
+    job.net = nn.Sequential(nn.Conv2d(3, 4, 3))
+    (weight,) = (p for p in step.copied(job).net.parameters() if p.ndim == 4)
+    assert weight.is_contiguous() and not weight.is_contiguous(memory_format=torch.channels_last)
+    job.facts["step"] = {"channels_last": True}
+    (weight,) = (p for p in step.copied(job).net.parameters() if p.ndim == 4)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_larger_batch_is_tried_only_where_there_are_examples_for_it(place):
     job = step.changed(step.reopen(lamina.load(place / "iris")), batch_size=4)
     assert "--batch-size 16" in candidates(job, 0.1)

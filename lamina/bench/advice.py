@@ -42,6 +42,7 @@ class _Candidate:
     settings: dict[str, Any]
     threads: int | None = None
     kept: bool = False  # batches from memory
+    channels_last: bool = False
 
 
 def trials(job: Job, now: Pace, parts: dict[str, float], count: int, most: int, seconds: float) -> list[Trial]:
@@ -68,7 +69,10 @@ def trials(job: Job, now: Pace, parts: dict[str, float], count: int, most: int, 
 def _tried(job: Job, candidate: _Candidate, count: int, seconds: float) -> Pace:
     with threads(candidate.threads or count):
         walk = in_memory(job) if candidate.kept else None
-        return pace(changed(job, **candidate.settings), seconds, walk=walk)
+        then = changed(job, **candidate.settings)
+        if candidate.channels_last:
+            then.facts = {**job.facts, "step": {"channels_last": True}}
+        return pace(then, seconds, walk=walk)
 
 
 def _candidates(job: Job, now: Pace, parts: dict[str, float], count: int, most: int) -> list[_Candidate]:
@@ -86,8 +90,9 @@ def _candidates(job: Job, now: Pace, parts: dict[str, float], count: int, most: 
         words = "products in bfloat16, three significant digits; look at the score"
         found.append(_Candidate("--precision bf16", words, {"precision": "bf16"}))
     if recipe.strict:
-        words = "allows arithmetic that is not exactly the plain loop's"
-        found.append(_Candidate("--no-strict", words, {"strict": False}))
+        words = "other orders of sums than the plain loop's, and where there are convolutions another layout"
+        layout = any(isinstance(module, torch.nn.Conv2d) for module in job.net.modules())
+        found.append(_Candidate("--no-strict", words, {"strict": False}, channels_last=layout))
     if recipe.compile == "off":
         found.append(_Candidate("--compile auto", "compile is off", {"compile": "auto"}))
 

@@ -93,6 +93,8 @@ class Copy:
 
 def copied(job: Job, walk: Any = None) -> Copy:
     net, given = copy.deepcopy((job.net, job.own_optimizer))
+    if job.facts.get("step", {}).get("channels_last"):  # the layout that the run has found the fastest
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mine = dataclasses.replace(job, net=net, own_optimizer=given)
     optimizer = jobs.build_optimizer(mine, net)
     for group in optimizer.param_groups:
