@@ -246,12 +246,18 @@ class Run:
             raise RunError(f"{self.folder} has no weights yet.", fix=f"lamina resume {self.folder}")
         return state.read(newest)[0]
 
-    def _options(self, device: str, batch_size: int) -> tuple[nn.Module, dict[str, Any]]:
+    def _options(self, device: str, batch_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
         place = devices.pick(device)
-        return self.net.to(place), {"device": place, "batch_size": batch_size}
+        options: dict[str, Any] = (
+            {"device": place} if batch_size is None else {"device": place, "batch_size": batch_size}
+        )
+        return self.net.to(place), {**options, "exact": True} if self.recipe.strict else options
 
-    def predict(self, inputs: Any, *, device: str = "cpu", batch_size: int = 1000) -> Answers:
-        """Answers for raw inputs (N, ...), or for a file of them: labels or numbers, confidence, probabilities."""
+    def predict(self, inputs: Any, *, device: str = "cpu", batch_size: int | None = None) -> Answers:
+        """Answers for raw inputs (N, ...), or for a file of them: labels or numbers, confidence, probabilities.
+
+        batch_size: examples at a time; without it, as many as the net answers fastest.
+        """
         if isinstance(inputs, (str, Path)):
             inputs = self.domain.open_inputs(str(inputs))[0]
         net, options = self._options(device, batch_size)
@@ -280,7 +286,7 @@ class Run:
 
     def answers(self, part: str = "test", source: Any = None, **options: Any) -> tuple[np.ndarray, Answers, np.ndarray]:
         """(truth, answers, row numbers) of a part of the run's own data, or of labelled data given."""
-        net, device = self._options(options.get("device", "cpu"), options.get("batch_size", 1000))
+        net, device = self._options(options.get("device", "cpu"), options.get("batch_size"))
         if source is None:
             return held_out(net, self.reload(), part, **device)
         given = self.domain.read(source)

@@ -27,14 +27,14 @@ def test_there_are_sources():
 
 # A room imports its own line and the lines above it.
 ORDER = [
-    "errors names recipe files imports keyed",
-    "sources splits checks batches mixing augment nets weights losses optimizers schedules penalties devices "
-    "activations initialisers",
+    "errors names recipe files imports keyed mapped",
+    "sources splits checks batches inference mixing augment nets weights losses optimizers schedules penalties devices "
+    "activations initialisers machine masks",
     "targets",
     "domains evaluate",
     "data state history",
     "run",
-    "purity tape flat lanes engine watchers baselines explain report bundle export serve",
+    "purity tape flat lanes trial engine watchers baselines explain report bundle export serve",
     "finder",
     "job asking",
     "results",

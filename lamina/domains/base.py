@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lamina import losses
-from lamina.batches import Batch, Kept, over
+from lamina.batches import Batch, Batches, Kept, over
 from lamina.errors import DataError, UsageError
+from lamina.inference import ELSEWHERE, FEW, PORTIONS, WORTH, portion, quickest
 from lamina.sources import Examples, Source
 from lamina.sources import open as open_source
 from lamina.targets.base import Answers, Target
@@ -91,17 +92,23 @@ class Domain:
         return loss(output, truth), losses.count(loss, output, truth, batch.count, known=batch.known)
 
     @torch.no_grad()
-    def validate(self, net: nn.Module, batches: Any, target: Target, loss: Any) -> dict[str, float]:
+    def validate(
+        self, net: nn.Module, batches: Any, target: Target, loss: Any, *, exact: bool = False
+    ) -> dict[str, float]:
         """Loss and quick scores over batches, summed on the device. The net is in evaluation mode.
 
         The loss is that of all examples together, whatever the size of the batches; of a sum, it is that of an example.
+        exact: the net as it is, in no other layout.
         """
+        asked = net
         total: Any = 0.0
         over_all: Any = 0  # what the loss's mean is taken over, together
         sums: dict[str, Tensor] = {}
         examples = 0
         for batch in batches.epoch(0):
-            output = self.outputs(net, batch)
+            if not (examples or exact) and self._plain("outputs") and isinstance(batches, Batches):
+                asked = quickest(net, batch.inputs) if len(batches) >= WORTH else net
+            output = self.outputs(asked, batch)
             truth = target.shape_truth(batch.truth, output)
             value, count = loss(output, truth).float(), losses.count(loss, output, truth, batch.count)
             if isinstance(count, Tensor):  # where every truth is ignored, the loss is 0/0 and weighs nothing
@@ -122,13 +129,30 @@ class Domain:
     def answers(
         self, net: nn.Module, examples: Encoded, target: Target, rows: np.ndarray | None = None, **options: Any
     ) -> tuple[Answers, np.ndarray | None]:
-        """Answers for encoded examples, and their encoded truth where they have one. The net is in evaluation mode."""
+        """Answers for encoded examples, and their encoded truth where they have one. The net is in evaluation mode.
+
+        batch_size: without it, as many at a time as the net answers fastest. exact: the net as it is, in no other layout.
+        """
+        size, exact = options.pop("batch_size", None), options.pop("exact", False)
+        columns = isinstance(examples.inputs, tuple) and self._plain("batches")
+        count = (len(examples.inputs[0]) if rows is None else len(rows)) if columns else 0
+        if count > PORTIONS[0]:
+            some = np.arange(FEW) if rows is None else rows[:FEW]
+            few = next(
+                iter(self.batches(net, examples, some, shuffle=False, batch_size=FEW, **options).epoch(0))
+            ).inputs
+            size = size or portion(net, few)
+            net = quickest(net, few) if count >= WORTH * size and not exact else net
         outputs, truths = [], []
-        for batch in self.batches(net, examples, rows, shuffle=False, **{"batch_size": 1000, **options}).epoch(0):
+        for batch in self.batches(net, examples, rows, shuffle=False, batch_size=size or ELSEWHERE, **options).epoch(0):
             outputs.append(net(*batch.inputs).cpu())
             if batch.truth is not None:
                 truths.append(batch.truth.cpu().numpy())
         return target.decode(torch.cat(outputs)), np.concatenate(truths) if truths else None
+
+    def _plain(self, name: str) -> bool:
+        """Whether a method is the one of this class, so that the net is asked for nothing but its output."""
+        return getattr(type(self), name) is getattr(Domain, name)
 
     def predict(self, net: nn.Module, inputs: Any, target: Target, **options: Any) -> Answers:
         """Raw inputs -> answers for people: what `Run.predict` and a server call."""
