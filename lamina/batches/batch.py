@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lamina import mapped
 from lamina.errors import DataError
 from lamina.keyed import Key
 
@@ -61,6 +62,8 @@ def tensor(column: Any) -> Tensor:
     if isinstance(column, Tensor):
         return column
     column = np.ascontiguousarray(column)
+    if mapped.adopt(column) and column.dtype.name not in _WIDER and column.dtype.isnative:
+        return mapped.as_tensor(column)
     column = column.astype(_WIDER.get(column.dtype.name, column.dtype.newbyteorder("=")), copy=False)
     try:
         return torch.from_numpy(column if column.flags.writeable else column.copy())
