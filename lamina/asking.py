@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lamina import augment, data, devices, files, initialisers, losses, names, optimizers, schedules
+from lamina import augment, data, devices, files, initialisers, losses, mapped, names, optimizers, schedules
 from lamina import recipe as recipes
 from lamina import run as runs_
 from lamina import sources as sources_
@@ -162,6 +162,11 @@ def free_folder(runs: Path, name: str | None, source: Any) -> Path:
 
 
 def open_source(source: Any, wanted: Recipe, objects: dict[str, Any], groups: Any, times: Any) -> sources_.Source:
+    with mapped.limited(recipes.size_in_bytes(wanted.memory) if wanted.memory else None):
+        return _open_source(source, wanted, objects, groups, times)
+
+
+def _open_source(source: Any, wanted: Recipe, objects: dict[str, Any], groups: Any, times: Any) -> sources_.Source:
     kind = objects.get("domain", wanted.domain)
     options = runs_.given_sources(wanted)
     options.update({part: objects[part] for part in ("valid", "test") if part in objects})

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
+from lamina import mapped
 from lamina.errors import DataError, rows
 from lamina.sources import Examples, Source
 from lamina.sources.arrays import gaps, rows_not_finite
@@ -134,17 +136,24 @@ def _size(table: _Table) -> Iterator[Finding]:
         )
 
 
+def _every(column: np.ndarray, step: int) -> np.ndarray:
+    """Every step-th example; of a column on the disk as an array in memory, so that no others are drawn in."""
+    if step == 1 or not mapped.is_mapped(column):
+        return column[::step]
+    return mapped.take(mapped.as_tensor(column), torch.arange(0, len(column), step)).numpy()
+
+
 def _step(table: _Table) -> int:
     """Of how many examples one is looked at."""
     size = sum(column.nbytes for column in table.columns)
-    return max(1, -(-size // MOST_BYTES))
+    return max(1, -(-size // min(MOST_BYTES, mapped.most() or MOST_BYTES)))
 
 
 def _inputs(table: _Table) -> Iterator[Finding]:
     step = _step(table)
     for number, column in enumerate(table.columns):
         which = "The inputs" if len(table.columns) == 1 else f"Input {number}"
-        seen = column[::step]
+        seen = _every(column, step)
         bad = rows_not_finite(seen) * step
         if len(bad):
             yield Finding(
@@ -242,6 +251,7 @@ def _moments(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     bounded = column.dtype.kind == "b" or column.dtype == np.uint8  # no use for their mean
     for start in range(0, len(column), step):
         block = column[start : start + step].reshape(-1, features)
+        mapped.read(1, block.nbytes)
         np.minimum(low, block.min(0), out=low)
         np.maximum(high, block.max(0), out=high)
         if not bounded:
@@ -266,6 +276,7 @@ def row_hashes(columns: list[np.ndarray]) -> np.ndarray:
         step = max(1, _WORDS // max(1, words))
         for start in range(0, len(column), step):
             block = np.ascontiguousarray(column[start : start + step]).reshape(min(step, len(column) - start), -1)
+            mapped.read(1, block.nbytes)
             if block.dtype.kind == "f":
                 block = block + block.dtype.type(0)  # -0.0 becomes 0.0
             if width % 8:
@@ -291,7 +302,7 @@ def _copies(table: _Table, task: str | None) -> Iterator[Finding]:
     if not table.columns or len(table.part) < 2:
         return
     step = _step(table)
-    hashes = row_hashes([column[::step] for column in table.columns])
+    hashes = row_hashes([_every(column, step) for column in table.columns])
     _, first, group, sizes = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
     again = np.flatnonzero(np.arange(len(hashes)) != first[group])
     if not len(again):

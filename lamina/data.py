@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
-from lamina import checks, names, splits
+from lamina import checks, mapped, names, splits
 from lamina.batches import keeping_generators, unpack
 from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, UsageError, near
-from lamina.recipe import Recipe, share
+from lamina.recipe import Recipe, share, size_in_bytes
 from lamina.sources import Examples, Source
 from lamina.targets.base import Target, bare
 
@@ -190,7 +190,13 @@ def choose_target(
     return kind(), reason
 
 
-def load(
+def load(recipe: Recipe, source: Source, **options: Any) -> tuple[Data, Recipe]:
+    """Choose, split, check, fit and encode, within the memory that columns may take: see `_load`."""
+    with mapped.limited(size_in_bytes(recipe.memory) if recipe.memory else None):
+        return _load(recipe, source, **options)
+
+
+def _load(
     recipe: Recipe,
     source: Source,
     *,
@@ -253,7 +259,7 @@ def load(
             kind.features = examples.names
     column = None if truth is None else answer.encode(truth)
     if isinstance(inputs, tuple):
-        encoded = Encoded(kind.encode(inputs), column)
+        encoded = Encoded(mapped.within(kind.encode(inputs)), column)
     else:
         encoded = Encoded(inputs, None, encode_truth=answer.encode)
     parts = {part: (encoded, getattr(split, part)) for part in PARTS if len(getattr(split, part))}
@@ -300,7 +306,7 @@ def _pool(source: Source, truth: np.ndarray | None) -> tuple[Any, np.ndarray | N
     together = None if truth is None else np.concatenate([column for column in columns if column is not None])
     if isinstance(parts[0][1].inputs, tuple):
         tables = zip(*(part.inputs for _, part in parts), strict=True)
-        inputs: Any = tuple(np.concatenate([np.asarray(table) for table in column]) for column in tables)
+        inputs: Any = tuple(mapped.concatenated([np.asarray(table) for table in column]) for column in tables)
     else:
         inputs = ConcatDataset([part.inputs for _, part in parts])
     return inputs, together, given, int(ends[-1])

@@ -1,8 +1,10 @@
-"""Columns that are too large for the memory they were given: on the disk, and mapped.
+"""Columns that are too large for the memory they were given (`--memory`): on the disk, and mapped.
 
-In: columns, or the shape of one to come. Out: tensors like any other, whose bytes lie in a file without a name that goes
-with them. Rows are read in the order in which they lie there, and what was read is given back to the system after
-`PAGES` bytes: what this process holds does not grow with the columns.
+In: a limit in bytes, and arrays to be made. Out: arrays and tensors like any other; those above the limit lie in files
+that have no name and go with them. What was read of a map is given back to the system at once, or a few milliseconds
+later, so what this process holds does not grow with the columns, whoever reads them.
+
+Called where columns are made: by the sources, when they are pooled and encoded, and for what is kept of a Dataset.
 """
 
 from __future__ import annotations
@@ -11,94 +13,268 @@ import math
 import mmap
 import os
 import tempfile
+import threading
+import time
 import warnings
 import weakref
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lamina.errors import ResourceError
 
-PAGES = 32 << 20  # bytes of a map that may lie in memory before they are given back
-_AROUND = 1 << 16  # bytes that the system maps where one row is touched
 PIECE = 4 << 20  # bytes worked on together
+PAGES = 32 << 20  # bytes that may have been read before they are given back
+_EVERY = 0.005  # seconds
+_touched = 0
+_most: ContextVar[int | None] = ContextVar("memory", default=None)
 
 
+@dataclass
 class _Map:
-    """The map of one column, and how many of its bytes have been touched since they were last given back."""
+    """A map that is known: where it lies in memory, and in which file from which place on."""
 
-    def __init__(self, memory: mmap.mmap, row: int):
-        self.memory, self.row, self.touched = weakref.ref(memory), max(1, row), 0
-
-    def touch(self, rows: int, together: bool = False) -> None:
-        self.touched += rows * (self.row if together else max(self.row, _AROUND))
-        memory = self.memory()
-        if self.touched > PAGES and memory is not None and hasattr(memory, "madvise"):
-            memory.madvise(mmap.MADV_DONTNEED)  # of a file's pages: the file keeps them
-            self.touched = 0
+    address: int
+    size: int
+    memory: weakref.ref[mmap.mmap]
+    file: int
+    place: int
 
 
-_maps = WeakTensorKeyDictionary()
+_maps: dict[int, _Map] = {}  # by address
+_lock = threading.Lock()
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path | None = None) -> Tensor:
-    """A column on the disk to write into. folder: where its file is; else where temporary files are."""
-    size = math.prod(shape) * dtype.itemsize
+@contextmanager
+def limited(most: int | None) -> Iterator[None]:
+    """Columns made within, of more than so many bytes, lie on the disk; None: all in memory."""
+    token = _most.set(most)
     try:
-        with tempfile.TemporaryFile(prefix=".tmp-lamina-", dir=folder) as file:
+        yield
+    finally:
+        _most.reset(token)
+
+
+def most() -> int | None:
+    """Bytes that columns may take in memory; None for any number."""
+    return _most.get()
+
+
+def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An array to write into: in memory, or above the limit on the disk."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    limit = _most.get()
+    if limit is None or size <= limit:
+        return np.empty(shape, dtype)
+    memory = _file(size)
+    return np.frombuffer(memory, dtype).reshape(shape)
+
+
+def empty_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The same as a tensor, of any of torch's types."""
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(empty((size,), np.uint8)).view(dtype).view(tuple(shape)) if size else torch.empty(
+        tuple(shape), dtype=dtype)  # fmt: skip
+
+
+def adopt(array: Any) -> bool:
+    """Whether an array lies in a map. One that its owner mapped (`numpy.load(path, mmap_mode="r")`) is from now on given
+    back like ours."""
+    base = array
+    while isinstance(base, np.ndarray):
+        if isinstance(base, np.memmap) and base.mode in ("r", "r+") and isinstance(base._mmap, mmap.mmap):  # type: ignore[attr-defined]
+            begin = base.offset - base.offset % mmap.ALLOCATIONGRANULARITY
+            with suppress(OSError):  # a file that has gone stays mapped, and is read by its map alone
+                _known(base._mmap, os.open(base.filename, os.O_RDONLY), begin)  # type: ignore[attr-defined, arg-type]
+            return is_mapped(array)
+        base = base.base
+    return is_mapped(array)
+
+
+def is_mapped(column: Any) -> bool:
+    """Whether the bytes of an array or a tensor lie in a map."""
+    return _of(column) is not None
+
+
+def _of(column: Any) -> _Map | None:
+    if not _maps:
+        return None
+    place = column.data_ptr() if isinstance(column, Tensor) else column.__array_interface__["data"][0]
+    with _lock:
+        for known in _maps.values():
+            if known.address <= place < known.address + known.size and known.memory() is not None:
+                return known
+    return None
+
+
+def take(column: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
+    """`column.index_select(0, rows)`. Rows of a map are read from its file, in the order in which they lie there: to touch
+    them in the map would draw in all that is around them."""
+    known = _of(column)
+    if known is None or not column.is_contiguous() or not len(rows):
+        return column.index_select(0, rows) if out is None else torch.index_select(column, 0, rows, out=out)
+    made = torch.empty((len(rows), *column.shape[1:]), dtype=column.dtype) if out is None else out
+    size = made[0].nbytes
+    if not size:
+        return made
+    into = memoryview(made.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    begin = known.place + column.data_ptr() - known.address
+    wanted = rows.tolist()
+    if wanted == list(range(wanted[0], wanted[0] + len(wanted))):
+        _fill(known.file, into, begin + wanted[0] * size)
+        return made
+    for row, k in sorted(zip(wanted, range(len(wanted)), strict=True)):
+        _fill(known.file, into[k * size : (k + 1) * size], begin + row * size)
+    return made
+
+
+def _fill(file: int, into: memoryview, place: int) -> None:
+    while into.nbytes:
+        count = os.preadv(file, [into], place)
+        if count <= 0:
+            raise ResourceError(
+                f"A file of columns ends {into.nbytes:,} bytes too early.", fix="leave it alone while it is read"
+            )
+        into, place = into[count:], place + count
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """An array in a map as a tensor of the same bytes. Nobody writes to columns, so torch's warning is not for us."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(array)
+
+
+def pieces(column: Any) -> Iterator[slice]:
+    """Slices of a column, each of about PIECE bytes."""
+    step = max(1, PIECE * len(column) // max(1, column.nbytes)) if len(column) else 1
+    for start in range(0, len(column), step):
+        yield slice(start, start + step)
+        read(step, PIECE // step)
+
+
+def read(rows: int, size: int) -> None:
+    """So many places of some map were read, of so many bytes each: above PAGES bytes they are given back at once."""
+    global _touched
+    if _maps:
+        _touched += rows * size
+        if _touched > PAGES:
+            _touched = 0
+            _give_back()
+
+
+def changed(column: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """change(column), which makes one row of each: piece by piece where the column lies in a map."""
+    if not is_mapped(column):
+        return change(column)
+    one = change(column[:1])
+    made = empty_tensor((len(column), *one.shape[1:]), one.dtype)
+    for piece in pieces(column):
+        made[piece] = change(column[piece])
+    return made
+
+
+def concatenated(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """`numpy.concatenate`, into a map where the whole is above the limit."""
+    limit = _most.get()
+    if limit is None or sum(array.nbytes for array in arrays) <= limit:
+        return np.concatenate(arrays)
+    whole = empty((sum(map(len, arrays)), *arrays[0].shape[1:]), np.result_type(*arrays))
+    place = 0
+    for array in arrays:
+        for piece in pieces(array):
+            part = array[piece]
+            whole[place : place + len(part)] = part
+            place += len(part)
+    return whole
+
+
+def within(columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Columns as they are, or, where together they take more than the limit, on the disk: the largest first."""
+    limit, left = _most.get(), {k: column for k, column in enumerate(columns) if not is_mapped(column)}
+    found = list(columns)
+    while limit is not None and left and sum(column.nbytes for column in left.values()) > limit:
+        k = max(left, key=lambda key: left[key].nbytes)
+        column = left.pop(k)
+        with limited(0):
+            found[k] = empty_tensor(column.shape, column.dtype)
+        for piece in pieces(column):
+            found[k][piece] = column[piece]
+    return tuple(found)
+
+
+def _file(size: int) -> mmap.mmap:
+    """So many bytes of disk, mapped."""
+    folder = tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryFile(prefix=".tmp-lamina-") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, max(1, size))  # a full disk is said now, and not by a signal
             else:
                 file.truncate(max(1, size))
             memory = mmap.mmap(file.fileno(), max(1, size))
+            _known(memory, os.dup(file.fileno()), 0)
+            return memory
     except OSError as error:
         raise ResourceError(
-            f"{size:,} bytes of columns above --memory could not be put into {folder or tempfile.gettempdir()}: "
-            f"{error.strerror or error}.",
-            fix="free some space, set TMPDIR to a larger disk, or give more --memory",
+            f"{size:,} bytes of columns above --memory could not be put into {folder}: {error.strerror or error}.",
+            fix="free some space, set TMPDIR to a folder on a larger disk, or give more --memory",
         ) from error
-    column = torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape) if size else torch.empty(
-        shape, dtype=dtype)  # fmt: skip
-    return known(column, memory)
 
 
-def known(column: Tensor, memory: mmap.mmap) -> Tensor:
-    """Remember that a column lies in a map, so that its pages are given back."""
-    _maps[column] = _Map(memory, column.element_size() * math.prod(column.shape[1:]))
-    return column
+def _known(memory: mmap.mmap, file: int, begin: int) -> None:
+    """From now on the pages of a map are given back, and its rows read from its file."""
+    if not hasattr(memory, "madvise") or not hasattr(os, "preadv"):
+        os.close(file)
+        return
+    place = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
+    with _lock:
+        known = _maps.get(place)
+        if known is not None and known.memory() is memory:
+            os.close(file)
+            return
+        started = bool(_maps)
+        if known is not None:
+            os.close(known.file)
+        _maps[place] = _Map(place, len(memory), weakref.ref(memory), file, begin)
+        if not started:
+            threading.Thread(target=_keep_giving, name="lamina-maps", daemon=True).start()
 
 
-def is_mapped(column: Any) -> bool:
-    return isinstance(column, Tensor) and column in _maps
+def _give_back() -> bool:
+    """The pages are those of files, which keep them: who reads them again finds them there. False: no map is left."""
+    with _lock:
+        for place, known in list(_maps.items()):
+            memory = known.memory()
+            if memory is None or memory.closed:
+                del _maps[place]
+                os.close(known.file)
+            else:
+                memory.madvise(mmap.MADV_DONTNEED)
+            memory = None
+        return bool(_maps)
 
 
-def mapped(column: np.ndarray) -> Tensor:
-    """A memory-mapped array (`numpy.load(path, mmap_mode="r")`) as a tensor of the same bytes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of arrays that cannot be written to: nobody writes to columns
-        return known(torch.from_numpy(np.asarray(column)), column._mmap)  # type: ignore[attr-defined]
+def _keep_giving() -> None:
+    """For those who read a map and do not say so."""
+    going = True
+    while going:
+        time.sleep(_EVERY)
+        going = _give_back()
 
 
-def read(column: Tensor, rows: Tensor) -> Tensor:
-    """Rows of a column, in the order asked for; of a map they are read in the order in which they lie there."""
-    place = _maps.get(column)
-    if place is None:
-        return column.index_select(0, rows)
-    order = torch.argsort(rows)
-    out = torch.empty((len(rows), *column.shape[1:]), dtype=column.dtype)
-    step = max(1, PAGES // max(place.row, _AROUND))
-    for some in order.split(step):  # a large batch does not hold more than a small one
-        out[some] = column.index_select(0, rows[some])
-        place.touch(len(some))
-    return out
+def _forget() -> None:
+    """In a forked child, such as a worker: it has no such thread, nor whoever may have held the lock."""
+    global _lock
+    _lock = threading.Lock()
+    _maps.clear()
 
 
-def write(column: Tensor, rows: Tensor, values: Tensor) -> None:
-    column.index_copy_(0, rows, values)
-    place = _maps.get(column)
-    if place is not None:
-        place.touch(len(rows))
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -11,14 +11,16 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
 
-from lamina import baselines, data, devices, evaluate, files, names, weights
+from lamina import baselines, data, devices, evaluate, files, mapped, names, weights
 from lamina import job as jobs
 from lamina import recipe as recipes
 from lamina import run as runs_
 from lamina import state as states
 from lamina.history import History
 from lamina.job import Job
+from lamina.recipe import size_in_bytes
 from lamina.report import writing
 
 TRAIN_SCORE_MOST = 10_000  # training examples scored at the end, to show the gap to the test
@@ -122,11 +124,15 @@ def _simple_models(job: Job, facts: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     table, truth = encoded.inputs[0].numpy(), loaded.truth("train")
     assert truth is not None
+    if mapped.is_mapped(table):  # simple models take no more than fits into memory, and need no more
+        most = max(1000, size_in_bytes(job.recipe.memory or "64MiB") // max(1, table[0].nbytes))
+        some = np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)
+        rows, truth = rows[some], truth[some]
     return baselines.baselines(
         loaded.target.name,  # type: ignore[arg-type]
-        table[rows],
+        mapped.take(encoded.inputs[0], torch.from_numpy(rows)).numpy(),
         loaded.target.people(truth.numpy()),
-        table[facts["numbers"]],
+        mapped.take(encoded.inputs[0], torch.from_numpy(facts["numbers"])).numpy(),
         facts["truth"],
         loaded.target.measures(),
         seed=job.recipe.seed or 0,

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 import lamina
 from lamina import batches as b
+from lamina import mapped
 from lamina.batches import kept as k_
-from lamina.batches import mapped
 from lamina.errors import DataError, UsageError
 
 N = 23

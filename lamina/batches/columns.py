@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lamina import mapped
 from lamina.batches.batch import Batch, Order, tensor
 from lamina.errors import DataError, UsageError
 from lamina.keyed import Key, number, permutation
@@ -92,7 +93,7 @@ class Batches:
             yield self._cut(positions[k * self.batch_size : (k + 1) * self.batch_size], epoch)
 
     def _cut(self, indices: Tensor, epoch: int) -> Batch:
-        cut = self._cut_again(indices) if self.reuse else [column.index_select(0, indices) for column in self._table()]
+        cut = self._cut_again(indices) if self.reuse else [mapped.take(column, indices) for column in self._table()]
         inputs, truth = (tuple(cut), None) if self.truth is None else (tuple(cut[:-1]), cut[-1])
         if self.augment is not None:
             inputs = self.augment(inputs, Key(self.seed, epoch, indices))
@@ -113,7 +114,7 @@ class Batches:
             memory = [column.new_empty((len(indices), *column.shape[1:])) for column in table]
             self._memory[len(indices)] = memory
         for column, part in zip(table, memory, strict=True):
-            torch.index_select(column, 0, indices, out=part)
+            mapped.take(column, indices, out=part)
         return memory
 
     def _prepare_all(self) -> None:
@@ -121,6 +122,8 @@ class Batches:
         if self.prepare is None or self.augment is not None or not getattr(self.prepare, "by_example", False):
             return
         first = self.columns[0]
+        if mapped.is_mapped(first):  # it was too large for memory before
+            return
         with torch.no_grad():
             one = self.prepare(first[:1])
             if self._prepared is not None or one.nbytes * len(first) > _PREPARED:

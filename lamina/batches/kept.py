@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lamina.batches import mapped
+from lamina import mapped
 from lamina.batches.items import Reader, same
 from lamina.errors import DataError, UsageError
 from lamina.keyed import number
@@ -47,8 +47,9 @@ class Kept:
         if not self._columns:
             count = len(self.have)
             size = count * sum(leaf[0].numel() * leaf.element_size() for leaf in leaves)
-            make = torch.empty if self._memory is None or size <= self._memory else mapped.empty
-            self._columns = [make((count, *leaf.shape[1:]), dtype=leaf.dtype) for leaf in leaves]
+            above = self._memory is not None and size > self._memory
+            with mapped.limited(0 if above else None):
+                self._columns = [mapped.empty_tensor((count, *leaf.shape[1:]), leaf.dtype) for leaf in leaves]
             self._tree = tree
         found = [(leaf.shape[1:], leaf.dtype) for leaf in leaves]
         wanted = [(column.shape[1:], column.dtype) for column in self._columns]
@@ -60,13 +61,13 @@ class Kept:
             )
         places = torch.from_numpy(rows)
         for column, leaf in zip(self._columns, leaves, strict=True):
-            mapped.write(column, places, leaf)
+            column.index_copy_(0, places, leaf)
         self.have[rows] = True
 
     def cut(self, rows: np.ndarray) -> Any:
         """A batch as the Dataset would have given it."""
         places = torch.from_numpy(rows)
-        return self._tie([mapped.read(column, places) for column in self._columns])
+        return self._tie([mapped.take(column, places) for column in self._columns])
 
     def whole(self, rows: np.ndarray) -> Any:
         """All columns, as a batch, when every one of these rows is here; None before."""

@@ -14,8 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lamina import names
-from lamina.domains.arrays import ARRAY_FILES, Scale, array_file, as_numbers, moments, spread
+from lamina import mapped, names
+from lamina.domains.arrays import (
+    ARRAY_FILES,
+    Scale,
+    array_file,
+    as_numbers,
+    mapped_moments,
+    moments,
+    not_finite,
+    spread,
+)
 from lamina.domains.base import Domain
 from lamina.errors import DataError, UsageError, near, rows
 from lamina.sources import Examples
@@ -71,10 +80,18 @@ class Image(Domain):
         self.bytes = column.dtype == torch.uint8
         if self.bytes and self.scale != "standard":
             return
-        training = column.numpy()[rows]
-        self.unit = self.bytes or bool(training.min() >= 0 and training.max() <= 1)
+        on_disk = mapped.is_mapped(column)
+        if on_disk:
+            self.unit = self.bytes or all(column[p].min() >= 0 and column[p].max() <= 1 for p in mapped.pieces(column))
+        else:
+            training = column.numpy()[rows]
+            self.unit = self.bytes or bool(training.min() >= 0 and training.max() <= 1)
         if self.scale == "standard":
-            pairs = [moments(training[:, c], (0, 1, 2)) for c in range(self.channels)]
+            planes = range(self.channels)
+            if on_disk:
+                pairs = [mapped_moments(column[:, c].numpy(), rows, (0, 1, 2)) for c in planes]
+            else:
+                pairs = [moments(training[:, c], (0, 1, 2)) for c in planes]
             unit = 255.0 if self.bytes else 1.0
             self.mean = [[[float(mean) / unit]] for mean, _ in pairs]
             self.std = [[[float(spread(mean, std)) / unit]] for mean, std in pairs]
@@ -96,7 +113,7 @@ class Image(Domain):
             if low < 0 or high > 255:
                 raise DataError(f"The pictures hold whole numbers from {low} to {high}.", expected="bytes, 0 to 255")
             table = table.to(torch.uint8)
-        return table.contiguous()
+        return table if table.is_contiguous() else mapped.changed(table, Tensor.contiguous)
 
     def _alone(self, table: Tensor) -> str:
         """The hint for one picture without its batch dimension."""
@@ -116,8 +133,8 @@ class Image(Domain):
                 fix=self._alone(as_numbers(column)),
             )
         if table.is_floating_point():
-            table = table.float()
-            bad = torch.nonzero(~torch.isfinite(table).flatten(1).all(1)).flatten().tolist()
+            table = table if table.dtype == torch.float32 else mapped.changed(table, Tensor.float)
+            bad = not_finite(table)
             if bad:
                 raise DataError(f"{len(bad)} pictures hold NaN or infinite values: {rows(bad)}.", fix="drop them")
             if self.bytes and self.height and len(table):
@@ -133,7 +150,7 @@ class Image(Domain):
                     "The pictures are bytes; training had floats that did not lie between 0 and 1.",
                     expected="floats as in training",
                 )
-            table = table.float() / 255
+            table = mapped.changed(table, lambda part: part.float() / 255)
         return (table,)
 
     def prepare(self) -> nn.Module:

@@ -7,6 +7,7 @@ can (bfloat16 and the 8-bit floats, which numpy lacks, become float32). Called b
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+from lamina import mapped
 from lamina.errors import DataError, UsageError, near, rows
 from lamina.sources import Examples, Source, describe
 
@@ -29,7 +31,6 @@ _WORDS = {
     "V": ("records of several fields", "stack the fields as columns"),
     "O": ("Python objects", "x.astype(float)"),
 }
-_CHUNK = 1 << 24  # values looked at together: bounds the memory of a check
 
 
 def read(source: Any) -> Source:
@@ -81,12 +82,11 @@ def rows_not_finite(column: np.ndarray) -> np.ndarray:
     """Which rows of (N, ...) hold NaN or infinity: int64, sorted."""
     if column.dtype.kind != "f":
         return np.empty(0, dtype=np.int64)
-    step = max(1, _CHUNK * len(column) // max(1, column.size))
     found = []
-    for start in range(0, len(column), step):
-        finite = np.isfinite(column[start : start + step])
+    for piece in mapped.pieces(column):
+        finite = np.isfinite(column[piece])
         if not finite.all():
-            found.append(start + np.flatnonzero(~finite.reshape(len(finite), -1).all(1)))
+            found.append(piece.start + np.flatnonzero(~finite.reshape(len(finite), -1).all(1)))
     return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
 
@@ -126,7 +126,7 @@ def npz(path: Path) -> Source:
                 y = x.replace("x", "y", 1)
                 if x in keys:
                     called = (f"{x} in {path}", f"{y} in {path}")
-                    parts[part] = examples(file[x], file[y] if y in keys else None, names=called)
+                    parts[part] = examples(_member(file, x), file[y] if y in keys else None, names=called)
                 elif y in keys:
                     raise DataError(f"{path} has an array {y!r} but no {x!r}.", expected="both, or none")
     except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
@@ -142,6 +142,26 @@ def npz(path: Path) -> Source:
     extra = "".join(f", {parts[part].count:,} for {part}" for part in ("valid", "test") if part in parts)
     about = f"{describe(parts['train'])}{extra}, from {path.name}"
     return Source(str(path), parts["train"], parts.get("valid"), parts.get("test"), about=about)
+
+
+def _member(file: Any, name: str) -> np.ndarray:
+    """An array of an .npz file; one above the limit of memory goes to the disk piece by piece, and is never whole here."""
+    if mapped.most() is None:
+        return file[name]  # type: ignore[no-any-return]
+    with file.zip.open(f"{name}.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+        if dtype.hasobject or fortran or not math.prod(shape):
+            return file[name]  # type: ignore[no-any-return]
+        array = mapped.empty(shape, dtype)
+        left = array.reshape(-1).view(np.uint8).data
+        while left.nbytes:
+            count = stream.readinto(left[: mapped.PIECE])
+            if not count:
+                raise ValueError(f"{name} ends {left.nbytes:,} bytes too early")
+            left = left[count:]
+        return array
 
 
 # --- Datasets ---------------------------------------------------------------------------------------------------------
@@ -258,6 +278,8 @@ def _array(value: Any, what: str) -> np.ndarray:
     except (ValueError, OverflowError) as error:
         found = _ragged(value) or str(error)
         raise DataError(f"{what} cannot be made an array: {found}.", expected="an array (N, ...)") from error
+    if mapped.most() is not None:
+        mapped.adopt(column)
     if column.ndim == 0:
         raise DataError(f"{what} is a single {type(value).__name__}, {value!r}.", expected="an array (N, ...)")
     if column.dtype.kind == "f" and column.dtype.itemsize > 8:
