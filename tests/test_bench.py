@@ -139,6 +139,12 @@ def test_a_run_is_measured_and_left_as_it_was(place):
     assert words.run_line(found).count("\t") == 3
 
 
+def test_settings_keep_their_origins(place):
+    job = step.reopen(lamina.load(place / "iris"))
+    assert job.origins["epochs"][0] == "yours" and job.origins["seed"][0] == "default"
+    assert step.changed(job, seed=3).origins["seed"][0] == "yours" and job.origins["seed"][0] == "default"
+
+
 def test_learning_is_switched_off_while_it_is_measured(place):
     job = step.reopen(lamina.load(place / "iris"))
     weights = {name: value.clone() for name, value in job.net.state_dict().items() if value.is_floating_point()}

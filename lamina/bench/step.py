@@ -50,8 +50,10 @@ def reopen(run: Run, *, loss: Any = None, optimizer: Any = None, source: Any = N
     loaded = run.reload(source)
     place = devices.pick(device or asked.device or "auto")
     net = copy.deepcopy(run.net).to(place).train()
+    record = runs_.read_json(run.folder / "data.json").get("origins", {})
+    origins = {name: (origin[0], origin[1]) for name, origin in record.items()}
     return Job(
-        asked, {}, loaded, net, jobs.build_loss(asked, loss, loaded), place, optimizer, (), Path(), dict(facts),
+        asked, origins, loaded, net, jobs.build_loss(asked, loss, loaded), place, optimizer, (), Path(), dict(facts),
         Screen(quiet=True), time.monotonic(),
     )  # fmt: skip
 
