@@ -23,6 +23,7 @@ _WHERE = {
     "learn": "engine",
     "find_learning_rate": "finder",
     "Batches": "batches",
+    "RaggedBatches": "batches",
     "Mixup": "mixing",
     "Cutmix": "mixing",
     "load": "run",
@@ -35,6 +36,7 @@ __all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
     from lamina.batches import Batches as Batches
+    from lamina.batches import RaggedBatches as RaggedBatches
     from lamina.engine import learn as learn
     from lamina.errors import LaminaError as LaminaError
     from lamina.finder import find_learning_rate as find_learning_rate

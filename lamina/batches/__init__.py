@@ -4,10 +4,11 @@ In: encoded columns (compact tensors), a `Dataset` or a `DataLoader`. Out: `Batc
 augmented and prepared. Called by the engine, which asks for `epoch(e, start=k)`; a tutorial's `for x, y in batches:`
 works too, an epoch a pass.
 
-Three kinds, one protocol (`epoch`, `len`, `state_dict`, `load_state_dict`):
+Four kinds, one protocol (`epoch`, `len`, `state_dict`, `load_state_dict`):
 
     Batches          columns in memory, cut by one indexing operation; batch k of epoch e is found in O(1)
     DatasetBatches   a map-style Dataset, in the same keyed order, with a generator of its own for each example
+    RaggedBatches    sequences of many lengths, padded; those of like length share a batch
     LoaderBatches    a DataLoader (or any iterable of (x, y)) exactly as its owner made it
 
 What order and augmentation depend on is (seed, epoch, example), never the number of workers or the batch's neighbours.
@@ -37,6 +38,7 @@ from lamina.batches.generators import keeping_generators as keeping_generators
 from lamina.batches.generators import set_generators as set_generators
 from lamina.batches.kept import Kept as Kept
 from lamina.batches.loaders import LoaderBatches as LoaderBatches
+from lamina.batches.ragged import RaggedBatches as RaggedBatches
 from lamina.errors import UsageError
 
 

@@ -161,6 +161,7 @@ def _member(file: Any, name: str) -> np.ndarray:
             if not count:
                 raise ValueError(f"{name} ends {left.nbytes:,} bytes too early")
             left = left[count:]
+            mapped.read(1, count)
         return array
 
 
