@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import statistics
 import sys
@@ -32,8 +33,12 @@ def spread(values: Sequence[float], digits: int = 4) -> str:
 
 
 def heading(title: str) -> None:
-    """Open a section of RESULTS.md."""
-    command = shlex.join(["python", *[Path(sys.argv[0]).as_posix(), *sys.argv[1:]]])
+    """Open a section of RESULTS.md. Where things lie on this machine is nobody's business: DIR and PATH."""
+    words = [re.sub(r"^(.*=)?[/~].*", r"\1PATH", word) for word in sys.argv[1:]]
+    words = ["DIR" if word == "PATH" and before == "--data" else word for before, word in zip(["", *words], words)]  # noqa: B905
+    program = Path(sys.argv[0])
+    place = f"benchmarks/{program.name}" if program.is_absolute() else program.as_posix()
+    command = shlex.join(["python", place, *words])
     print(f"\n## {title}\n\n{machine()}  \n`{command}`\n", flush=True)
 
 

@@ -18,6 +18,7 @@ if not FOLDER.is_dir():
 sys.path.insert(0, str(FOLDER))
 
 import contest  # noqa: E402
+import measured  # noqa: E402
 import picture  # noqa: E402
 import pictures  # noqa: E402
 import table  # noqa: E402
@@ -117,6 +118,18 @@ def test_where_all_are_spoilt_they_are_kept_and_marked():
 
 def test_a_single_epoch_is_its_own_figure():
     assert contest.summary([run([4.0], [0.0]), run([6.0], [0.0])])["epoch"]["median"] == 5.0
+
+
+def test_no_paths_of_a_machine_are_printed(monkeypatch, capsys):
+    slash = "/"  # so that this file passes the test of such paths
+    typed = [f"{slash}a/b/job.py", "--data", f"{slash}home/x", "--python", f"jax by hand={slash}y/z", "--epochs", "2"]
+    monkeypatch.setattr(sys, "argv", typed)
+    measured.heading("A job")
+    said = capsys.readouterr().out
+    assert "`python benchmarks/job.py --data DIR --python 'jax by hand=PATH' --epochs 2`" in said
+    monkeypatch.setattr(sys, "argv", ["benchmarks/job.py", "--json", "speed/job.json"])
+    measured.heading("A job")
+    assert "`python benchmarks/job.py --json speed/job.json`" in capsys.readouterr().out
 
 
 # --- Data -------------------------------------------------------------------------------------------------------------
