@@ -93,7 +93,7 @@ class Recipe(BaseModel):
     cutmix: float | None = Field(
         None, ge=0, description="Paste parts of pictures; alpha of the Beta distribution, 0: none."
     )
-    workers: int | None = Field(None, ge=0, description="Processes that read your own Dataset ahead.")
+    workers: int | None = Field(None, ge=0, description="Processes that read your own Dataset ahead; else measured.")
     cache: bool | None = Field(
         None, description="Your Dataset gives the same item every time: keep what the first epoch read."
     )
@@ -372,7 +372,6 @@ def resolve(
     choose("device", "auto")
     choose("split", "auto")
     choose("balance", "none")
-    choose("workers", 0)
     choose("accumulate", 1)
     choose("precision", "fp32")
     choose("compile", "auto")

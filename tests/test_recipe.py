@@ -264,7 +264,7 @@ EXACTLY = {
     "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "clip_value": 0.0, "augment": "none",
     "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "l1": 0.0, "l2": 0.0, "ema": 0.0, "valid": "0", "accumulate": 1,
     "early_stopping": 0, "keep": "last", "balance": "none", "scale": "none", "init": "pytorch", "precision": "fp32",
-    "optimizer": "adam", "learning_rate": 1e-3, "batch_size": 64, "epochs": 10, "workers": 0, "seed": 0,
+    "optimizer": "adam", "learning_rate": 1e-3, "batch_size": 64, "epochs": 10, "workers": None, "seed": 0,
     "net_arg": {}, "loss_arg": {}, "optimizer_arg": {}, "schedule_arg": {}, "rates": {},
     "loss": None, "steps": None, "budget": None, "weights": None, "penalize": None,
 }  # fmt: skip
@@ -337,7 +337,7 @@ def test_what_plays_has_no_test_split_and_no_baselines():
 def test_every_opinion_about_our_own_nets_has_its_reason(net, examples, pictures):
     found, origins = resolved(own_net=False, net=net, examples=examples, pictures=pictures)
     exempt = ("source", "data_dir", "domain", "task", "net", "loss", "weights", "steps", "budget", "penalize",
-              "memory", "threads")  # fmt: skip
+              "memory", "threads", "workers")  # fmt: skip
     for name in FIELDS:
         given_ = getattr(found, name)
         if name in MAPPINGS:
