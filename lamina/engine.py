@@ -59,11 +59,12 @@ class Progress:
     @property
     def batch_data(self) -> Batch | None:
         """The last micro-batch of the step. Yours to keep: where the next one is cut into the same memory, a copy."""
-        if self._batch is None or not self._batch.lasting:
-            return self._batch
-        truth = self._batch.truth
-        inputs = tuple(part.clone() for part in self._batch.inputs)
-        return replace(self._batch, inputs=inputs, truth=None if truth is None else truth.clone(), lasting=False)
+        batch = self._batch
+        if batch is None or not batch.lasting:
+            return batch if batch is None else batch.ready()
+        truth = None if batch.truth is None else batch.truth.clone()
+        inputs = tuple(part.clone() for part in batch.inputs)
+        return replace(batch, inputs=inputs, truth=truth, lasting=False).ready()
 
     @property
     def loss(self) -> float:
@@ -190,7 +191,7 @@ def learn(
     if lane is None:
         lane = Lane(net, objective, optimizer, penalty=penalty, autocast=autocast, scaled=scaler is not None,
                     compile=compile, strict=strict)  # fmt: skip
-    if accumulate == 1 and hasattr(batches, "reuse"):
+    if accumulate == 1 and scaler is None and hasattr(batches, "reuse"):
         batches.reuse = True
 
     try:
@@ -210,7 +211,7 @@ def learn(
                 if len(window) == 1 and scaler is None:
                     value, whole, count = lane.gradients(batch)
                     if on_cpu and not math.isfinite(whole.item()):
-                        raise _diverged(net, objective, batch, whole, state, optimizer)
+                        raise _diverged(net, objective, batch.ready(), whole, state, optimizer)
                     _add_up(state, value, count, batch.count)
                 else:
                     whole = _accumulated(window, net, objective, penalty, autocast, scaler, state, lane, on_cpu)
@@ -236,7 +237,7 @@ def learn(
                     state.epoch, state.batch = state.epoch + 1, 0
                     progress.scores = {}
                     if not on_cpu and not math.isfinite(progress.mean_loss):
-                        raise _diverged(net, objective, batch, whole, state, optimizer)
+                        raise _diverged(net, objective, batch.ready(), whole, state, optimizer)
                 state.seconds = progress.seconds
                 modes = state.modes = [module.training for module in modules]
                 yield progress
@@ -275,7 +276,7 @@ def _accumulated(
     several, scale = len(window) > 1, window[0].count  # any scale will do; this one keeps gradients in range
     whole: Any = 0  # the loss of the step
     total: Any = 0
-    for batch in window:
+    for batch in (part.ready() for part in window):
         with autocast:
             value, count = objective(net, batch)
             full = value + penalty(net) if penalty is not None and not several else value

@@ -27,11 +27,13 @@ from lamina import (
     devices,
     engine,
     losses,
+    machine,
     mixing,
     names,
     optimizers,
     penalties,
     schedules,
+    trial,
 )
 from lamina.batches import Batch, balanced, keeping_generators
 from lamina.errors import LaminaError, ResourceError, UsageError, near
@@ -450,7 +452,8 @@ def plan_budget(job: Job) -> None:
         marks, ends = [began], []
         for progress in engine.learn(
             net, walk, optimizer=optimizer, objective=objective(job), epochs=None, clip_norm=recipe.clip_norm or 0.0,
-            accumulate=recipe.accumulate or 1, precision=recipe.precision or "fp32",
+            accumulate=recipe.accumulate or 1, precision=recipe.precision or "fp32", compile=recipe.compile or "auto",
+            strict=bool(recipe.strict), penalty=penalty(recipe),
         ):  # fmt: skip
             marks.append(time.monotonic())
             if progress.epoch_end:
@@ -481,7 +484,48 @@ def plan_budget(job: Job) -> None:
         recipe.steps, job.origins["steps"] = max(1, int(left / step)), ("inferred", f"{words}: less than an epoch fits")
 
 
+def fit_to_machine(job: Job) -> None:
+    """Threads, memory layout and precision that nobody asked for: measured on a copy of the net."""
+    recipe, origins = job.recipe, job.origins
+    auto = recipe.precision == "auto"
+    if auto:
+        recipe.precision = "fp32"
+    job.facts["step"] = {"recorded": False, "why": "", "channels_last": False}
+    if not job.supervised or job.device.type != "cpu" or (recipe.accumulate or 1) > 1:
+        return
+    encoded, rows = job.data.parts["train"]
+    options = {"batch_size": recipe.batch_size, "device": job.device, "shuffle": False}
+    with keeping_generators():
+        batch = first_batch(job.data.domain.batches(job.net, encoded, rows, **options))
+    choice = trial.choose(
+        job.net, objective(job), batch, threads=recipe.threads, precision="auto" if auto else recipe.precision or "fp32",
+        strict=bool(recipe.strict), compile=recipe.compile or "auto", penalty=penalty(recipe),
+    )  # fmt: skip
+    job.facts["step"] = {"recorded": choice.recorded, "why": choice.why_eager, "channels_last": choice.channels_last}
+    reasons = choice.reasons
+    if recipe.threads is None:
+        recipe.threads, origins["threads"] = choice.threads, ("inferred", reasons.get("threads", "as torch has it"))
+        torch.set_num_threads(choice.threads)
+    if auto and choice.precision != "fp32":
+        recipe.precision, origins["precision"] = "bf16", ("inferred", reasons["precision"])
+    lay_out(job)
+
+
+def lay_out(job: Job) -> None:
+    """The memory layout that was measured as the fastest. The net is the same to its owner."""
+    if job.facts.get("step", {}).get("channels_last"):
+        job.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def lay_back(job: Job) -> None:
+    if job.facts.get("step", {}).get("channels_last"):
+        job.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
 def numerics(job: Job) -> dict[str, Any]:
     """What the last bits of a result depend on."""
-    found = devices.fingerprint(job.device, job.recipe.precision or "fp32")
+    recipe = job.recipe
+    found = devices.fingerprint(job.device, recipe.precision or "fp32", compiled=recipe.compile != "off")
+    found["strict"], found["denormals"] = bool(recipe.strict), "flushed" if machine.flushes() else "kept"
+    found["channels_last"] = bool(job.facts.get("step", {}).get("channels_last"))
     return json.loads(json.dumps(found, default=str))  # type: ignore[no-any-return]

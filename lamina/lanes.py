@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from lamina import flat as flats
-from lamina import purity, tape
-from lamina.batches import Batch
+from lamina import masks, purity, tape
+from lamina.batches.batch import Batch, prepared
 from lamina.errors import UsageError
 
 Gradients = tuple[Tensor, Tensor, Any]  # the loss, the loss with penalties (both 0-d, detached), the loss's count
 
+_DROPOUTS = (nn.modules.dropout._DropoutNd, nn.MultiheadAttention, nn.RNNBase)
 _SHAPES = 4  # recordings at most: data that always come in other shapes are not for recording
 _CHECK = 500  # replays after which the first step of an epoch is compared with an eager one
 _AGAIN = 8  # new recordings at most, because the net was changed from outside
@@ -40,18 +41,32 @@ class _Still:
     What else differs from batch to batch would be recorded as it was once, so asking for it ends the recording.
     """
 
-    def __init__(self, batch: Batch):
-        """Of batches that are cut into the same memory every time (`batch.lasting`), that memory; else a copy."""
-        self.inputs = tuple(part if batch.lasting else part.clone() for part in batch.inputs)
-        self.truth = batch.truth if batch.lasting or batch.truth is None else batch.truth.clone()
-        self.count, self.known = batch.count, batch.known
-        self.tensors = [*self.inputs, *(() if self.truth is None else (self.truth,))]
+    def __init__(self, inputs: tuple[Tensor, ...], truth: Tensor | None, count: int, known: bool, prepare: Any = None):
+        self.inputs, self.truth, self.count, self.known, self.prepare = inputs, truth, count, known, prepare
+        self.tensors = [*inputs, *(() if truth is None else (truth,))]
+
+    def ready(self) -> _Still:
+        """The batch as the net takes it: its first input prepared, which is recorded like all the rest."""
+        if self.prepare is None:
+            return self
+        inputs = (prepared(self.prepare, self.inputs[0]), *self.inputs[1:])
+        return _Still(inputs, self.truth, self.count, self.known)
 
     def __iter__(self) -> Iterator[Tensor]:
-        yield from self.tensors
+        yield from self.inputs
+        if self.truth is not None:
+            yield self.truth
 
     def __getattr__(self, name: str) -> Any:
         raise tape.Unrecordable(f"depends on the batch's {name}")
+
+
+def _still(batch: Batch) -> _Still:
+    """Of a batch that is cut into the same memory every time, that memory; of another a copy, which is copied to."""
+    if batch.lasting:
+        return _Still(batch.inputs, batch.truth, batch.count, batch.known, batch.prepare)
+    truth = None if batch.truth is None else batch.truth.clone()
+    return _Still(tuple(part.clone() for part in batch.inputs), truth, batch.count, batch.known, batch.prepare)
 
 
 @dataclass
@@ -100,6 +115,8 @@ class Lane:
         self._epoch = -1
         self._guard = _Guard(net, self._functions())
         self._flattens = not scaled
+        self._fast = compile != "off" and not strict and any(isinstance(m, _DROPOUTS) for m in net.modules())
+        self._small = 0  # examples: no batch up to this has a mask that is worth drawing fast
         self._joined = False  # the gradients of the step lie in `flat.gradient`
         self.recorded = compile != "off" and not scaled
         if scaled:
@@ -178,10 +195,14 @@ class Lane:
 
     def _eager(self, batch: Any) -> Gradients:
         self.forget()
-        with self.autocast:
+        drawing = masks.Fast() if self._fast and batch.count > self._small else None
+        batch = batch.ready()
+        with self.autocast, drawing or contextlib.nullcontext():
             value, count = self.objective(self.net, batch)
             full = value + self.penalty(self.net) if self.penalty is not None else value
         full.backward()
+        if drawing is not None and not drawing.seen:
+            self._small = batch.count
         gradients = [p.grad for p in self.parameters]
         used = [gradient is not None for gradient in gradients]
         self._used = used
@@ -234,13 +255,15 @@ class Lane:
     def _recorded(self, batch: Batch, tensors: list[Tensor], key: Any, found: _Recording | None) -> Gradients:
         """A step that is recorded while it is made, and compared with its own replay."""
         self._lay_flat()
-        still = _Still(batch) if found is None else found.batch
+        still = _still(batch) if found is None else found.batch
         for stays, part in zip(still.tensors, tensors, strict=True):
             if stays is not part:
                 stays.copy_(part)
         before = _Kept(self.net)
         try:
-            operations, (value, full, count, gradients) = tape.record(lambda: self._differentiated(still))
+            operations, (value, full, count, gradients) = tape.record(
+                lambda: self._differentiated(still), {masks.DRAW: masks.fill} if self._fast else None
+            )
             if [gradient is not None for gradient in gradients] != self._used:
                 raise tape.Unrecordable("gives gradients to other parameters than before")
             flow = tape.flow(operations, self._known(still))
@@ -274,6 +297,7 @@ class Lane:
         return given
 
     def _differentiated(self, still: _Still) -> tuple[Tensor, Tensor, Any, Sequence[Tensor | None]]:
+        still = still.ready()
         with self.autocast:
             value, count = self.objective(self.net, still)
             full = value + self.penalty(self.net) if self.penalty is not None else value
@@ -281,7 +305,8 @@ class Lane:
 
     def _known(self, still: _Still) -> set[int]:
         """Memory that stays where it is, whatever is in it."""
-        modules = [self.net, *(part for part in self._functions() if isinstance(part, nn.Module))]
+        modules: list[nn.Module] = [self.net, *(part for part in self._functions() if isinstance(part, nn.Module))]
+        modules += [still.prepare] if isinstance(still.prepare, nn.Module) else []
         lasting = [t for module in modules for t in (*module.parameters(), *module.buffers())]
         return {tensor.untyped_storage()._cdata for tensor in (*lasting, *still.tensors)}
 
@@ -293,11 +318,16 @@ class Lane:
         first = len(kept)
         kept += [gradient for gradient in gradients if gradient is not None]
         places = self.flat.gradients if self.flat is not None else []
-        made = tape.Tape(operations, kept, {first + k: place for k, place in enumerate(places)})
+        fitting = {
+            first + k: place
+            for k, (place, gradient) in enumerate(zip(places, kept[first:], strict=False))
+            if gradient.stride() == place.stride() and gradient.untyped_storage().nbytes() == place.nbytes
+        }
+        made = tape.Tape(operations, kept, fitting)
         strays = [
             (place, given)
             for place, given in zip(places, made.given[first:], strict=False)
-            if given.data_ptr() != place.data_ptr() or given.stride() != place.stride()
+            if given.data_ptr() != place.data_ptr()
         ]
         return _Recording(still, flow, made, count, [place for place, _ in strays], [given for _, given in strays])
 

@@ -373,7 +373,7 @@ def resolve(
     choose("split", "auto")
     choose("balance", "none")
     choose("accumulate", 1)
-    choose("precision", "fp32")
+    choose("precision", "auto")
     choose("compile", "auto")
     choose("strict", False)
     choose("cache", False)

@@ -83,8 +83,9 @@ def _measure(job: Job) -> dict[str, Any]:
     loaded, recipe = job.data, job.recipe
     measures, labels = loaded.target.measures(), loaded.target.labels or None
     found: dict[str, Any] = {"scores": []}
+    options: dict[str, Any] = {"device": job.device, **({"exact": True} if recipe.strict else {})}
     for part in [name for name in ("test", "valid") if name in loaded.parts]:
-        truth, answers, numbers = runs_.held_out(job.net, loaded, part, device=job.device)
+        truth, answers, numbers = runs_.held_out(job.net, loaded, part, **options)
         groups = _groups(job, numbers)
         found["scores"] += evaluate.scores(
             measures, truth, answers, split=part, seed=recipe.seed or 0, groups=groups, labels=labels
@@ -94,7 +95,7 @@ def _measure(job: Job) -> dict[str, Any]:
     rows = loaded.rows("train")
     if job.supervised and rows is not None:
         some = rows[:: max(1, len(rows) // TRAIN_SCORE_MOST)][:TRAIN_SCORE_MOST]
-        truth, answers, _ = runs_.held_out(job.net, loaded, "train", rows=some, device=job.device)
+        truth, answers, _ = runs_.held_out(job.net, loaded, "train", rows=some, **options)
         entry = {
             "score": measures[0].name,
             "value": float(measures[0].compute(truth, answers)),
@@ -228,9 +229,19 @@ def opening(job: Job, resumed: bool) -> None:
     ]  # fmt: skip
     if extras:
         rows.append(("also", ", ".join(words for _, words in extras), "recipe.toml has each reason"))
-    rows.append(("device", devices.describe(job.device), why("device")))
+    rows.append(("device", devices.describe(job.device), why("threads") or why("device")))
+    rows.append(_step(job))
     job.screen.opening(rows)
     job.screen.findings([(f.severity, f.what, f.fix or f.done) for f in loaded.findings])
+
+
+def _step(job: Job) -> tuple[str, str, str]:
+    """How a step is made: the row of the opening block."""
+    facts = job.facts.get("step") or {}
+    words = [job.recipe.precision or "fp32", *(["channels_last"] if facts.get("channels_last") else [])]
+    if facts.get("recorded"):
+        return ("step", ", ".join(["recorded", *words]), "below autograd, and replayed: the same bits; --compile off")
+    return ("step", ", ".join(["eager", *words]), facts.get("why", ""))
 
 
 def _closing(job: Job, simple: list[dict[str, Any]], words: list[str]) -> None:

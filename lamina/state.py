@@ -91,6 +91,7 @@ class TrainState:
                 f"The optimiser {type(self.optimizer).__name__} cannot take the state of the checkpoint: {error}.",
                 expected="the optimiser the run was started with, over the same parameters",
             ) from error
+        _in_order(self.optimizer)
         for name in ("batches", "schedule", "scaler", "ema"):
             part = getattr(self, name)
             if part is not None and name in tree:
@@ -100,6 +101,15 @@ class TrainState:
         for name, module in self.net.named_modules():
             module.training = tree["training"].get(name, module.training)
         set_all_generators(tree["generators"])
+
+
+def _in_order(optimizer: torch.optim.Optimizer) -> None:
+    """The optimiser's state in the memory order of its parameters, which fused kernels take for granted."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            like = isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride()
+            if like:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def all_generators() -> dict[str, Any]:

@@ -33,6 +33,7 @@ Span = tuple[int, torch.dtype, int, tuple[int, ...], tuple[int, ...]]  # storage
 
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 _CONSTANT = 4096  # numbers: what a function makes of constants at each call is no larger
+_LONGEST = 5_000  # operations
 _ALIGN = 64  # bytes: a cache line, and the widest vector register
 
 
@@ -45,6 +46,7 @@ class Operation:
     """One operation of ATen as it was seen."""
 
     function: Any  # an OpOverload
+    run: Any  # what was called in its place, where the caller wanted that; else the same
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     results: list[Tensor]
@@ -65,9 +67,10 @@ def _span(tensor: Tensor) -> Span:
 class _Recorder(TorchDispatchMode):
     """Runs every operation and keeps it, with all its tensors: so no storage's address is ever used twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, instead: dict[Any, Any]) -> None:
         super().__init__()
         self.operations: list[Operation] = []
+        self._instead = instead
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -81,14 +84,15 @@ class _Recorder(TorchDispatchMode):
             if tensor.device.type != "cpu":
                 raise Unrecordable(f"works on {tensor.device}")
             self._seen.add(_storage(tensor))
-        result = function(*args, **kwargs)
+        run = self._instead.get(function, function)
+        result = run(*args, **kwargs)
         leaves = tree_leaves(result)
         results = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if any(leaf is not None and not isinstance(leaf, Tensor) for leaf in leaves):
             raise Unrecordable(f"reads a number back ({function})")
         made = list(dict.fromkeys(key for key in map(_storage, results) if key not in self._seen))
         self._seen.update(made)
-        self.operations.append(Operation(function, args, kwargs, results, made))
+        self.operations.append(Operation(function, run, args, kwargs, results, made))
         return result
 
 
@@ -96,11 +100,16 @@ class _Recorder(TorchDispatchMode):
 _Recorder.__torch_dispatch__ = inspect.unwrap(_Recorder.__torch_dispatch__)  # type: ignore[method-assign]
 
 
-def record(function: Callable[[], Any]) -> tuple[list[Operation], Any]:
-    """Run a function, and give what it did and what it returned. Raises Unrecordable."""
-    recorder = _Recorder()
+def record(function: Callable[[], Any], instead: dict[Any, Any] | None = None) -> tuple[list[Operation], Any]:
+    """Run a function, and give what it did and what it returned. Raises Unrecordable.
+
+    instead: functions to call in the place of operations, now and at every replay.
+    """
+    recorder = _Recorder(instead or {})
     with recorder:
         result = function()
+    if len(recorder.operations) > _LONGEST:
+        raise Unrecordable(f"takes {len(recorder.operations):,} operations, which spend their time in themselves")
     return recorder.operations, result
 
 
@@ -137,7 +146,7 @@ def _writes_into(function: Any) -> Any:
 
     Torch generates the missing ones: they compute as before and copy, so they are of no use here.
     """
-    if function._schema.is_mutable or torch.Tag.nondeterministic_seeded in function.tags:
+    if function._schema.is_mutable or torch.Tag.nondeterministic_seeded in function.tags or function in _RESIZING:
         return None
     expected = [(a.name, str(a.type)) for a in function._schema.arguments]
     for name in function.overloadpacket.overloads():
@@ -150,12 +159,25 @@ def _writes_into(function: Any) -> Any:
     return None
 
 
+# Their kernels for given memory make it larger first, for all numbers, and smaller again, for their mean.
+_RESIZING = {aten.mse_loss.default, aten.smooth_l1_loss.default, aten.huber_loss.default, aten.soft_margin_loss.default}
+
+
 def _nothing() -> None:
     """In place of an operation that only asks for memory."""
 
 
 def _copy(out: Tensor, source: Tensor) -> None:
     out.copy_(source)
+
+
+def _pool_backward(gradient: Tensor, *arguments: Any, grad_input: Tensor) -> None:
+    """Torch's own change of layout inside this kernel is eight times slower than the one before it."""
+    if not gradient.is_contiguous() or grad_input.is_contiguous():
+        gradient_as_wanted = gradient
+    else:
+        gradient_as_wanted = gradient.contiguous(memory_format=torch.channels_last)
+    aten.max_pool2d_with_indices_backward.grad_input._op(gradient_as_wanted, *arguments, grad_input=grad_input)
 
 
 @dataclass
@@ -204,7 +226,7 @@ def _call(operation: Operation) -> _Call:
     elif function in _COPIES:
         into, arguments, keywords = _copy, (operation.results[0], arguments[0]), {}
     elif function._schema.is_mutable and not operation.made:
-        into = function._op
+        into = function._op if operation.run is function else operation.run
     else:
         if function is aten.relu.default:  # torch's relu is this, and has no kernel that writes into given memory
             function, arguments = aten.clamp_min.default, (arguments[0], 0)
@@ -212,6 +234,8 @@ def _call(operation: Operation) -> _Call:
         outs = [a.name for a in overload._schema.arguments if a.is_out] if overload is not None else []
         if len(outs) == len(operation.results) == len(operation.made):
             into, keywords = overload._op, {**keywords, **dict(zip(outs, operation.results, strict=True))}
+            if function is aten.max_pool2d_with_indices_backward.default:
+                into = _pool_backward
     tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
     return _Call(
         into or function._op, arguments, keywords, operation.results, operation.made, into is not None,
@@ -219,10 +243,45 @@ def _call(operation: Operation) -> _Call:
     )  # fmt: skip
 
 
-def _arena(calls: list[_Call], pinned: set[int]) -> tuple[dict[int, int], int]:
+# Each number of the result depends on the same place of the arguments alone, so the result may take an argument's place.
+_POINTWISE = {"aten.relu.default", "aten.threshold_backward.default", "aten.mul.Tensor", "aten.mul.Scalar",
+              "aten.add.Tensor", "aten.sub.Tensor", "aten.div.Tensor", "aten.tanh_backward.default",
+              "aten.sigmoid_backward.default", "aten.gelu_backward.default", "aten.tanh.default",
+              "aten.sigmoid.default"}  # fmt: skip
+
+
+def _places_taken(calls: list[_Call], stays: set[int]) -> dict[int, int]:
+    """Made storages that take the place of another, which is needed for the last time where they are made."""
+    last = {key: number for number, call in enumerate(calls) for key in call.uses}
+    made = {key for call in calls for key in call.made}
+    roots: dict[int, int] = {}
+    for number, call in enumerate(calls):
+        if not call.static or call.name not in _POINTWISE or call.made[0] in stays:
+            continue
+        result, tensors = call.results[0], [part for part in call.arguments if isinstance(part, Tensor)]
+        for tensor in tensors:
+            key = _storage(tensor)
+            root = roots.get(key, key)
+            others = [roots.get(_storage(part), _storage(part)) for part in tensors if _span(part) != _span(tensor)]
+            alone = (
+                key in made and root not in stays and key not in stays and last[root] == number and root not in others
+            )
+            if alone and _span(tensor)[1:] == _span(result)[1:] and _whole(tensor):
+                roots[call.made[0]] = root
+                last[root] = last[call.made[0]]
+                break
+    return roots
+
+
+def _whole(tensor: Tensor) -> bool:
+    return tensor.storage_offset() == 0 and tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def _arena(calls: list[_Call], stays: set[int], elsewhere: Container[int]) -> tuple[dict[int, int], int]:
     """Where each made storage lies in one block of memory, and how large that is (bytes).
 
-    Two may share a place when one is needed for the last time before the other is made. First fit, largest first.
+    Two may share a place when one is needed for the last time before the other is made. First fit, largest first. What
+    stays is needed to the end; what lies elsewhere needs no place.
     """
     first: dict[int, int] = {}
     last: dict[int, int] = {}
@@ -230,26 +289,25 @@ def _arena(calls: list[_Call], pinned: set[int]) -> tuple[dict[int, int], int]:
     for number, call in enumerate(calls):
         if call.static:
             for key, result in zip(call.made, call.results, strict=False):
-                first[key], sizes[key] = number, max(result.untyped_storage().nbytes(), 1)
+                if key not in elsewhere:
+                    first[key] = number
+                    sizes[key] = -(-max(result.untyped_storage().nbytes(), 1) // _ALIGN) * _ALIGN
         for key in call.uses:
             last[key] = number
-    for key in pinned & first.keys():
+    for key in stays & first.keys():
         first[key], last[key] = -1, len(calls)
     places: dict[int, int] = {}
     total = 0
     for key in sorted(sizes, key=lambda key: (-sizes[key], first[key])):
-        size = -(-sizes[key] // _ALIGN) * _ALIGN
         near = sorted(
-            (places[other], -(-sizes[other] // _ALIGN) * _ALIGN)
-            for other in places
-            if first[other] <= last[key] and first[key] <= last[other]
+            (places[other], sizes[other]) for other in places if first[other] <= last[key] and first[key] <= last[other]
         )
         place = 0
         for start, length in near:
-            if place + size <= start:
+            if place + sizes[key] <= start:
                 break
             place = max(place, start + length)
-        places[key], total = place, max(total, place + size)
+        places[key], total = place, max(total, place + sizes[key])
     return places, total
 
 
@@ -263,31 +321,35 @@ class Tape:
     def __init__(self, operations: list[Operation], kept: list[Tensor], into: dict[int, Tensor] | None = None):
         calls = _calls(operations)
         homes = {_storage(kept[number]): tensor for number, tensor in (into or {}).items()}
-        places, total = _arena(calls, {*map(_storage, kept)})
+        stays = {*map(_storage, kept)}
+        roots = _places_taken(calls, stays)
+        for call in calls:
+            call.uses = {roots.get(key, key) for key in call.uses}
+        places, total = _arena(calls, stays, {*homes, *roots})
         block = torch.empty(total, dtype=torch.uint8)
         self.bytes = total  # of the arena
         self._live: dict[int, dict[Span, Tensor]] = {}  # storages that are made anew, and all tensors on them
         self._tensors: dict[Span, Tensor] = {}
         moved = {key for call in calls if not call.static for key in call.made}
-        self._nothing = torch.empty(0).untyped_storage()
+        static = {key for call in calls if call.static for key in call.made}
 
         def lasting(leaf: Any) -> Any:
             """The tensor of the tape for a tensor of the recording."""
             if not isinstance(leaf, Tensor):
                 return leaf
-            span = _span(leaf)
+            key, dtype, offset, size, stride = _span(leaf)
+            key = roots.get(key, key)
+            span = (key, dtype, offset, size, stride)
             found = self._tensors.get(span)
             if found is None:
-                key, dtype, offset, size, stride = span
-                found = torch.empty(0, dtype=dtype)
-                home = homes.get(key)
-                if home is not None and key in places:
+                found = self._tensors[span] = torch.empty(0, dtype=dtype)
+                if key in homes and key in static:
+                    home = homes[key]
                     found.set_(home.untyped_storage(), home.storage_offset() + offset, size, stride)
                 elif key in places:
                     found.set_(block.untyped_storage(), places[key] // dtype.itemsize + offset, size, stride)
                 else:
                     found.set_(leaf.untyped_storage(), offset, size, stride)
-                self._tensors[span] = found
                 if key in moved:
                     self._live.setdefault(key, {})[span] = found
             return found
@@ -299,7 +361,7 @@ class Tape:
         ]
         self.given = [lasting(tensor) for tensor in kept]
         last = {key: number for number, (_, _, call) in enumerate(ready) for key in call.uses}
-        stays = {*map(_storage, kept)}
+        nothing = torch.empty(0).untyped_storage()
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
         self.names: list[str] = []  # of each call, for those who ask where the time goes
         for number, (arguments, keywords, call) in enumerate(ready):
@@ -310,7 +372,7 @@ class Tape:
             self.names.append(call.name)
             for key in moved - stays:
                 if last.get(key) == number:  # nobody needs it any more: its memory goes back
-                    self.calls.append((_release, (list(self._live.get(key, {}).values()), self._nothing), {}))
+                    self.calls.append((_release, (list(self._live.get(key, {}).values()), nothing), {}))
                     self.names.append("release")
 
     def replay(self) -> None:

@@ -9,6 +9,7 @@ this module adds stands between its steps: validation, the watchers in the order
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import random
@@ -31,6 +32,7 @@ from lamina import (
     engine,
     files,
     initialisers,
+    machine,
     names,
     penalties,
     results,
@@ -134,7 +136,7 @@ def train(
     screen = Screen(quiet=quiet)
 
     opened = asking.open_source(source, wanted, objects, groups, times)
-    with keeping_generators(), jobs.memory_in_words():
+    with keeping_generators(), jobs.memory_in_words(), machine.ready(bool(wanted.strict), wanted.threads):
         return _start(opened, wanted, objects, place, name is not None, screen, watchers, began, command)
 
 
@@ -163,9 +165,10 @@ def resume(
         return Run(folder, net=net, domain=domain, task=task)
     runs_.require_own({"net": net, "loss": loss, "optimizer": optimizer}, facts)
     screen = Screen(quiet=quiet)
-    with keeping_generators(), jobs.memory_in_words(), files.Lock(folder):
+    with keeping_generators(), jobs.memory_in_words(), files.Lock(folder), contextlib.ExitStack() as stack:
         files.sweep(folder)
         asked = runs_.stored_recipe(folder)
+        stack.enter_context(machine.ready(bool(asked.strict), asked.threads))
         origins = _origins(folder, asked)
         kinds = runs_.domain_and_target(folder, domain, task)
         if source is None and facts["source"]["reopen"] is None:
@@ -205,6 +208,7 @@ def resume(
         jobs.check_contract(module, loaded, criterion, device, asked)
         job = Job(asked, origins, loaded, module, criterion, device, optimizer, watchers, folder, facts, screen, began)
         job.screen.log = _logger(folder)
+        jobs.lay_out(job)
         learning = _learning(job)
         newest = states.newest(folder / "checkpoints", lambda words: screen.findings([("warning", words, "")]))
         if newest is None:
@@ -299,7 +303,8 @@ def _start(
             origins[key] = ("inferred", loaded.why[key])
 
     device = devices.pick(found.device or "auto")
-    devices.autocast(device, found.precision or "fp32")
+    if found.precision != "auto":
+        devices.autocast(device, found.precision or "fp32")
     if not isinstance(objects.get("net"), nn.Module):  # a net that is made already came with its own random numbers
         _seed(found.seed or 0)
     module, record = jobs.build_net(
@@ -336,6 +341,7 @@ def _start(
     }
     job = Job(found, origins, loaded, module, criterion, device, objects.get("optimizer"), watchers, place, facts, screen,
               began)  # fmt: skip
+    jobs.fit_to_machine(job)
     facts["numerics"] = jobs.numerics(job)
     if found.penalize is not None:
         penalties.chosen(module, found.penalize)  # a pattern that fits no parameter is said now
@@ -569,6 +575,8 @@ def _learn(job: Job, learning: _Learning, signals: _Signals) -> None:
     valid = jobs.batches(job, "valid") if "valid" in loaded.parts else None
     saved_at = time.monotonic()
     epoch_began = time.monotonic()
+    measured = job.origins.get("threads", ("",))[0] == "inferred"  # what was asked for stays
+    crowd = machine.Crowd(recipe.threads) if measured and recipe.threads else None
     for progress in engine.learn(
         job.net,
         state.batches,
@@ -582,8 +590,17 @@ def _learn(job: Job, learning: _Learning, signals: _Signals) -> None:
         accumulate=recipe.accumulate or 1,
         precision=recipe.precision or "fp32",
         ema=state.ema,
+        compile=recipe.compile or "auto",
+        strict=bool(recipe.strict),
         state=state,
     ):
+        if crowd is not None and (words := crowd(progress.epoch_end)):
+            history.rows.append(
+                {"epoch": progress.epoch + 1, "step": progress.step, "event": {"threads": crowd.threads}}
+            )
+            if job.screen.log is not None:
+                job.screen.log(words)
+
         # Validate.
         if progress.epoch_end:
             progress.scores = {"train/loss": progress.mean_loss}

@@ -263,7 +263,7 @@ def test_a_file_that_is_not_there_is_met_with_its_neighbours(tmp_path):
 EXACTLY = {
     "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "clip_value": 0.0, "augment": "none",
     "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "l1": 0.0, "l2": 0.0, "ema": 0.0, "valid": "0", "accumulate": 1,
-    "early_stopping": 0, "keep": "last", "balance": "none", "scale": "none", "init": "pytorch", "precision": "fp32",
+    "early_stopping": 0, "keep": "last", "balance": "none", "scale": "none", "init": "pytorch", "precision": "auto",
     "optimizer": "adam", "learning_rate": 1e-3, "batch_size": 64, "epochs": 10, "workers": None, "seed": 0,
     "net_arg": {}, "loss_arg": {}, "optimizer_arg": {}, "schedule_arg": {}, "rates": {},
     "loss": None, "steps": None, "budget": None, "weights": None, "penalize": None,

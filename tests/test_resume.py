@@ -850,9 +850,19 @@ def test_a_run_may_be_resumed_from_another_folder(quick, pictures, runs, golden,
 
 
 def test_other_numerics_are_said_and_the_run_goes_on(half):
+    facts = json.loads((half / "run.json").read_text())
+    facts["numerics"]["cpu"] = "a processor of another kind"
+    (half / "run.json").write_text(json.dumps(facts))
+    lamina.resume(half, quiet=True)
+    assert "this machine differs from the one before (cpu)" in (half / "train.log").read_text().replace("\n", " ")
+
+
+def test_a_resumed_run_has_the_threads_it_was_started_with(half):
+    """Whatever the process that resumes it has, which gets them back."""
     torch.set_num_threads(2)
     lamina.resume(half, quiet=True)
-    assert "this machine differs from the one before (threads)" in (half / "train.log").read_text().replace("\n", " ")
+    assert "this machine differs" not in (half / "train.log").read_text()
+    assert torch.get_num_threads() == 2
 
 
 def test_what_a_killed_process_left_is_cleared_away(half, golden):

@@ -6,7 +6,7 @@ In: a column, or an item of a Dataset or loader. Out: a tensor, or (inputs, trut
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +32,13 @@ class Batch:
     seed: int = 0
     known: bool = False  # all answers are there: none is negative, as the ones that a loss leaves out are
     lasting: bool = False  # the next batch of this size is cut into the same tensors
+    prepare: Any = None  # the module that the first input still has to go through
+
+    def ready(self) -> Batch:
+        """The batch as a net takes it."""
+        if self.prepare is None:
+            return self
+        return replace(self, inputs=(prepared(self.prepare, self.inputs[0]), *self.inputs[1:]), prepare=None)
 
     def __iter__(self) -> Iterator[Any]:
         """`x, y = batch`, as a tutorial's loader gives it."""
@@ -42,6 +49,11 @@ class Batch:
     @property
     def key(self) -> Key:
         return Key(self.seed, self.epoch, self.indices)
+
+
+@torch.no_grad()
+def prepared(prepare: Any, column: Tensor) -> Tensor:
+    return prepare(column)  # type: ignore[no-any-return]
 
 
 class Walkable(Protocol):

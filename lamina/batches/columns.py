@@ -17,8 +17,6 @@ from lamina.batches.batch import Batch, Order, tensor
 from lamina.errors import DataError, UsageError
 from lamina.keyed import Key, number, permutation
 
-_PREPARED = 512 * 2**20  # bytes: prepared columns larger than this are not kept beside the compact ones
-
 
 class Batches:
     """Columns in memory -> batches in keyed order.
@@ -64,9 +62,8 @@ class Batches:
         self.order, self.augment, self.drop_last = order, augment, drop_last
         self.prepare = None if prepare is None or isinstance(prepare, nn.Identity) else prepare.to(self.device)
         self._known = self.truth is not None and not self.truth.is_floating_point() and bool(torch.all(self.truth >= 0))
-        self.reuse = False  # cut every batch into the same memory; set by a loop that needs one batch at a time
+        self.reuse = False  # cut every batch into the same memory, and leave `prepare` to the loop that set this
         self._memory: dict[int, list[Tensor]] = {}
-        self._prepared: Tensor | None = None  # the first column, where all examples could be prepared at once
         self._next_epoch = 0
         self._length = self.rows if order is None else len(order(seed, 0))
 
@@ -87,8 +84,6 @@ class Batches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         positions = self.positions(epoch).to(self.device)
-        if self.reuse:
-            self._prepare_all()
         for k in range(start, len(self)):
             yield self._cut(positions[k * self.batch_size : (k + 1) * self.batch_size], epoch)
 
@@ -97,16 +92,12 @@ class Batches:
         inputs, truth = (tuple(cut), None) if self.truth is None else (tuple(cut[:-1]), cut[-1])
         if self.augment is not None:
             inputs = self.augment(inputs, Key(self.seed, epoch, indices))
-        ready = self.prepare is None or (self.reuse and self._prepared is not None)
-        if not ready:
-            with torch.no_grad():
-                inputs = (self.prepare(inputs[0]), *inputs[1:])  # type: ignore[misc]
-        lasting = self.reuse and self.augment is None and ready
-        return Batch(inputs, truth, indices, len(indices), epoch, self.seed, self._known, lasting)
+        batch = Batch(inputs, truth, indices, len(indices), epoch, self.seed, self._known, prepare=self.prepare)
+        batch.lasting = self.reuse and self.augment is None
+        return batch if self.reuse else batch.ready()
 
     def _table(self) -> list[Tensor]:
-        first = self._prepared if self.reuse and self._prepared is not None else self.columns[0]
-        return [first, *self.columns[1:], *(() if self.truth is None else (self.truth,))]
+        return [*self.columns, *(() if self.truth is None else (self.truth,))]
 
     def _cut_again(self, indices: Tensor) -> list[Tensor]:
         table, memory = self._table(), self._memory.get(len(indices))
@@ -116,22 +107,6 @@ class Batches:
         for column, part in zip(table, memory, strict=True):
             mapped.take(column, indices, out=part)
         return memory
-
-    def _prepare_all(self) -> None:
-        """Prepare all examples once, where nothing random comes before it, each is prepared by itself, and they fit."""
-        if self.prepare is None or self.augment is not None or not getattr(self.prepare, "by_example", False):
-            return
-        first = self.columns[0]
-        if mapped.is_mapped(first):  # it was too large for memory before
-            return
-        with torch.no_grad():
-            one = self.prepare(first[:1])
-            if self._prepared is not None or one.nbytes * len(first) > _PREPARED:
-                return
-            prepared = one.new_empty((len(first), *one.shape[1:]))
-            for start in range(0, len(first), 1024):
-                prepared[start : start + 1024] = self.prepare(first[start : start + 1024])
-        self._prepared = prepared
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1

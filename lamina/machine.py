@@ -1,0 +1,175 @@
+"""The process made ready for arithmetic, for as long as a training lasts.
+
+In: whether only exact means are allowed. Out: a context in which memory, small numbers and matrix products are handled as
+fast as this machine can; everything is afterwards as it was. Used by the story; a loop of your own may use it as well.
+
+- Memory that was freed is kept for the next step. glibc gives blocks of some megabytes back to the system at once, and
+  the next step pays for every page again: a fifth of the time of a convnet. Nothing changes in the results.
+- Denormal numbers, below 1.2e-38, are flushed to zero. They are a hundred times slower, and an optimiser makes them by
+  itself: the momentum of a weight that gets no gradient halves until it is one. No weight notices.
+- On a GPU, TensorFloat-32 in matrix products and convolutions, and convolutions chosen by trial.
+
+Only the first is left with `strict`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # the names of mallopt's parameters in glibc's malloc.h
+_LARGEST_KEPT = 1 << 30  # bytes: larger blocks come from the system and go back to it
+
+
+@contextlib.contextmanager
+def ready(strict: bool = False, threads: int | None = None) -> Iterator[None]:
+    """Fast memory; so many threads; and unless `strict`, denormals flushed and TF32 on GPUs."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if (libc := _glibc()) is not None:
+            libc.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)
+            libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+            stack.callback(libc.malloc_trim, 0)
+        if not strict:
+            stack.enter_context(_flushed())
+            if torch.cuda.is_available():
+                stack.enter_context(_tensor_float())
+        yield
+
+
+class Crowd:
+    """Notices that other processes want the same cores, and does with one thread until they are gone.
+
+    Torch's threads wait for each other by spinning, so one other busy process can cost more than its share: twice to forty
+    times. Ask it after every step with whether the step was followed by other work. A trial is a few steps with another
+    number of threads; what it decides is returned in words, else nothing.
+    """
+
+    def __init__(self, threads: int, clock: Callable[[], float] = time.perf_counter):
+        self.most = self.threads = threads
+        self._clock = clock
+        self._last: float | None = None
+        self._steps: list[float] = []
+        self._best = math.inf  # the median of the quickest window so far, with all threads
+        self._trying = 0  # threads on trial
+        self._before = math.inf  # the window that the trial is compared with
+        self._not_until = -math.inf
+
+    def __call__(self, interrupted: bool = False) -> str:
+        """interrupted: what follows this step (a validation, a checkpoint) is not to be counted."""
+        now = self._clock()
+        if self._last is not None:
+            self._steps.append(now - self._last)
+        self._last = None if interrupted else now
+        if len(self._steps) < _WINDOW:
+            return ""
+        window, self._steps = statistics.median(self._steps), []
+        if self._trying:
+            return self._decide(window, now)
+        if self.threads == self.most:
+            crowded = window > 2 * self._best and window < _LONG and now >= self._not_until
+            self._best = min(self._best, window)
+            if self.most > 1 and crowded:
+                self._try(1, window)
+        elif now >= self._not_until:
+            self._try(self.most, window)
+        return ""
+
+    def _try(self, threads: int, window: float) -> None:
+        self._trying, self._before = threads, window
+        torch.set_num_threads(threads)
+
+    def _decide(self, window: float, now: float) -> str:
+        tried, self._trying = self._trying, 0
+        self._not_until = now + _PATIENCE
+        if window < 0.8 * self._before:
+            self.threads = tried
+            many = "all are free again" if tried == self.most else "another process is busy"
+            return f"{tried} thread{'s' if tried > 1 else ''} from here: {many}"
+        torch.set_num_threads(self.threads)
+        return ""
+
+
+_WINDOW = 24  # steps
+_LONG = 0.05  # seconds: steps above this spend their time in products, which share a core fairly
+_PATIENCE = 10.0  # seconds between two trials
+
+
+@functools.cache
+def _glibc() -> Any:
+    """The C library, where it is glibc; None elsewhere."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+
+
+def flushes() -> bool:
+    """Whether this thread flushes denormals."""
+    return float(torch.full((1,), 1e-30) * 1e-10) == 0.0
+
+
+@contextlib.contextmanager
+def _flushed() -> Iterator[None]:
+    """The mode belongs to a thread, and torch's threads take it from their maker: so they are made anew, now and after."""
+    if flushes() or not torch.set_flush_denormal(True):  # already so, or this processor cannot
+        yield
+        return
+    _new_threads()
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        _new_threads()
+
+
+def _new_threads() -> None:
+    """End the threads of torch's OpenMP, which starts new ones when it needs them."""
+    library = _openmp()
+    if library is not None:
+        library.omp_pause_resource_all(1)
+
+
+@functools.cache
+def _openmp() -> Any:
+    """The OpenMP runtime that torch has loaded, where it can pause (OpenMP 5.0); None elsewhere."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as lines:
+            paths = {line.split(maxsplit=5)[-1].strip() for line in lines if "libgomp" in line or "libomp" in line}
+    except OSError:  # not Linux
+        return None
+    for path in sorted(paths):
+        library = ctypes.CDLL(path)
+        if hasattr(library, "omp_pause_resource_all"):
+            return library
+    return None
+
+
+@contextlib.contextmanager
+def _tensor_float() -> Iterator[None]:
+    before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
+    _set_cuda(True, True, True)
+    try:
+        yield
+    finally:
+        _set_cuda(*before)
+
+
+def _set_cuda(matmul: bool, convolutions: bool, trial: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = matmul
+    torch.backends.cudnn.allow_tf32 = convolutions
+    torch.backends.cudnn.benchmark = trial
