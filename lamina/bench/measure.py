@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from lamina import devices
+from lamina import devices, machine
 from lamina.bench import parts, step
 from lamina.bench.advice import trials
-from lamina.bench.clock import Company, threads
+from lamina.bench.clock import Company
 from lamina.bench.machine import product_rate
 from lamina.run import Run
 
@@ -37,7 +37,7 @@ def measure_run(
     job = step.reopen(run, loss=loss, optimizer=optimizer, source=source, device=device)
     precision = job.recipe.precision or "fp32"
     count = min(most, job.recipe.threads or run.facts.get("numerics", {}).get("threads") or most)
-    with Company() as company, threads(count):
+    with Company() as company, machine.ready(bool(job.recipe.strict), count):
         notes = [_LOSS.format(run.facts["loss"].get("class"))] if step.loss_is_lost(run, loss) else []
         notes += [] if step.filled(job, seconds / 3) else [_CACHE]
         rate = product_rate(job.device, precision, most, seconds / 30)
