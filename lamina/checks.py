@@ -79,6 +79,16 @@ def check(source: Source, *, task: str | None = None, split: Split | None = None
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
+def large_batch(batch_size: int | None, count: int) -> list[Finding]:
+    """A batch that was asked for and is larger than what there is to train on."""
+    if batch_size is None or batch_size <= count or not count:
+        return []
+    what = f"batch_size is {batch_size:,}, and there are {count:,} training examples: an epoch is one batch, of all of them."
+    return [
+        Finding("large_batch", "warning", what, count, [], "one step an epoch", f"--batch-size {max(1, count // 8)}")
+    ]
+
+
 def raise_errors(findings: list[Finding]) -> None:
     """One DataError with all findings that are errors; nothing where there are none."""
     errors = [finding for finding in findings if finding.severity == "error"]

@@ -235,6 +235,7 @@ def _load(
         raise DataError(
             f"{source.name} has no answers to learn from.", expected="(inputs, answers): give the labels too"
         )
+    asked_batch = recipe.batch_size if resolve is not None else None
     recipe = resolve(kind, answer, _count(examples)) if resolve is not None else recipe
     if examples.kind in ("loader", "stream"):
         return _separate(source, kind, answer, why, truth, loss, own_net, fitted is None), recipe
@@ -250,6 +251,7 @@ def _load(
         pooled = Examples(inputs, truth, kind=examples.kind, names=examples.names, labels=examples.labels)
         findings = checks.check(Source(source.name, pooled), task=answer.name, split=split)  # type: ignore[arg-type]
         checks.raise_errors(findings)
+    findings += checks.large_batch(asked_batch, len(split.train))
     if fitted is None:
         kind.fit(inputs, split.train)
         if truth is not None:

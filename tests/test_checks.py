@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+import lamina
 from lamina import checks, sources
 from lamina.checks import Finding, check, raise_errors
 from lamina.errors import DataError
@@ -416,3 +417,23 @@ def test_tensors_are_checked_like_arrays():
     x[9] = x[8]
     opened = sources.open((torch.tensor(x), torch.tensor(y)))
     assert kinds(check(opened, task="classes"))["duplicates"].examples == [[8, 9]]
+
+
+# --- What was asked for -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("asked", "said"), [(None, False), (1, False), (30, False), (31, True), (10_000, True)])
+def test_a_batch_larger_than_the_data_is_said_and_is_one_batch(asked, said):
+    findings = checks.large_batch(asked, 30)
+    assert [finding.kind for finding in findings] == ["large_batch"] * said
+    if said:
+        assert f"{asked:,}" in findings[0].what and "30 training" in findings[0].what
+
+
+def test_a_training_with_a_batch_larger_than_the_data_takes_one_step_an_epoch(tmp_path):
+    x = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
+    run = lamina.train((x, (x[:, 0] > 0).astype(int)), net=torch.nn.Linear(3, 2), batch_size=1000, epochs=3, runs=tmp_path,
+                       baselines=False, report=False)  # fmt: skip
+    assert [entry["step"] for entry in run.history if "event" not in entry] == [1, 2, 3]
+    said = " ".join((run.folder / "train.log").read_text().split())
+    assert "batch_size is 1,000, and there are 32 training examples" in said
