@@ -113,11 +113,18 @@ class Flat:
         self._pointers = [p.data_ptr() for p in self.parameters]
         self._owners: list[tuple[dict[str, Any], str]] = []  # of the optimiser's state: dictionary and key
         self._kept: list[Tensor] = []  # what must still be there
+        self._settings = list(optimizer.param_groups)
+        self._tables: list[tuple[Tensor, dict[str, Any]]] = []
         self._ready = False  # the optimiser's state lies flat
 
     def intact(self) -> bool:
         """Whether parameters and optimiser state still lie where they were put: a caller may have set others."""
         if [p.data_ptr() for p in self.parameters] != self._pointers:
+            return False
+        groups, states = self.optimizer.param_groups, self.optimizer.state  # both are replaced by load_state_dict
+        if len(groups) != len(self._settings) or any(a is not b for a, b in zip(groups, self._settings, strict=True)):
+            return False
+        if self._ready and any(states.get(p) is not own for p, own in self._tables):
             return False
         try:  # equal are the same objects; comparing others gives a tensor, which is not one truth
             return [state.get(name) for state, name in self._owners] == self._kept
@@ -146,7 +153,7 @@ class Flat:
         for (state, name), tensor in zip(self._owners, self._kept, strict=True):
             if state.get(name) is tensor:
                 state[name] = tensor.clone()
-        self._owners, self._kept, self._ready = [], [], False
+        self._owners, self._kept, self._tables, self._ready = [], [], [], False
 
     def _adopt(self) -> bool:
         """Take the optimiser's state into one tensor a kind; False where there is none yet, or it is not of one age."""
@@ -167,6 +174,7 @@ class Flat:
             memory = self._memory[name] = self._laid(lambda p, name=name: self.optimizer.state[p][name])  # type: ignore[misc]
             for p, state in zip(self.parameters, states, strict=True):
                 self._keep(state, name, self._view(memory, p))
+        self._tables = list(zip(self.parameters, states, strict=True))
         for own in self._groups:
             own.states = {name: self._joined(self._memory[name], own) for name in names}
             own.steps = [] if self._steps is None else [self._steps[0]] * len(own.parameters)

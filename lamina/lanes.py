@@ -7,9 +7,11 @@ engine calls both for every step. Two ways, with the same bits:
     recorded   the step's kernels on memory that stays (`tape`), parameters and optimiser state laid flat (`flat`)
 
 `compile="auto"` records where it can, "on" says so as an error where it cannot, "off" never does. A step is recorded when a
-batch of its shape comes for the second time; it counts, and its replay is compared with it, bit by bit, loss, gradients,
-buffers and generator. The next batch of that shape is recorded too, and must have gone the same way; so is the first of
-every epoch. Whatever speaks against it, at any time, sends the training back to eager steps, and `words` say why.
+batch of its shape comes for the second time: it is made eagerly, which is what counts; then it is made again while it is
+recorded, and replayed, and must give the same bits, in loss, gradients, buffers and generator. The next batch of that shape is
+recorded too, and must go the same way; so is the first of an epoch. Whatever speaks against it, at any time, sends the
+training back to eager steps, and `words` say why. What somebody changes between two steps (a layer, a rate of dropout, a
+number that the loss reads) is noticed, and recorded anew.
 """
 
 from __future__ import annotations
@@ -76,6 +78,7 @@ class _Recording:
     batch: _Still  # of tensors that stay
     flow: list[Any]  # what it does, to be compared with another recording
     tape: tape.Tape
+    used: list[Tensor]  # the parameters that get gradients
     count: Any  # what the loss's mean is over: a number, None, or a tensor of the tape
     places: list[Tensor]  # of gradients that no kernel writes to their place
     strays: list[Tensor]
@@ -103,45 +106,37 @@ class Lane:
     ):
         self.net, self.objective, self.optimizer, self.penalty = net, objective, optimizer, penalty
         self.autocast = autocast if autocast is not None else contextlib.nullcontext()
-        self.parameters = [p for p in net.parameters() if p.requires_grad]
         self.flat: flats.Flat | None = None
         self.words = ""  # why steps are eager, where they are
         self._asked, self._strict = compile, strict
         self._recordings: dict[Any, _Recording] = {}
         self._sightings: dict[Any, int] = {}
         self._again = 0
-        self._used: list[bool] | None = None  # which parameters the last eager step gave a gradient
-        self._flat_used: list[bool] | None = None  # and which of them lie flat
+        self._used: list[Tensor] | None = None  # the parameters that the last eager step gave a gradient
         self._epoch = -1
-        self._guard = _Guard(net, self._functions())
+        self._places: list[int] = []  # where parameters and buffers were when a step was recorded
+        self._guard = _Guard(net, optimizer, self._functions())
+        self.parameters = self._guard.learning()
         self._flattens = not scaled
         self._fast = compile != "off" and not strict and any(isinstance(m, _DROPOUTS) for m in net.modules())
         self._small = 0  # examples: no batch up to this has a mask that is worth drawing fast
         self._joined = False  # the gradients of the step lie in `flat.gradient`
-        self.recorded = compile != "off" and not scaled
-        if scaled:
-            self.words = "the loss is scaled for fp16"
-        elif compile == "off":
+        self.recorded = compile != "off"
+        if compile == "off":
             self.words = "compile is off"
-        elif self.parameters[0].device.type != "cpu":
-            self._give_up(f"it runs on {self.parameters[0].device}")
-        elif found := purity.reason(net, self._functions()):
-            self._give_up(found)
+        elif scaled:
+            self._give_up("its loss is scaled for fp16")
+        elif any(p.device.type != "cpu" for p in self.parameters):
+            self._give_up(f"it runs on {next(p.device for p in self.parameters if p.device.type != 'cpu')}")
+        elif self._guard.reason:
+            self._give_up(self._guard.reason)
 
     def gradients(self, batch: Batch) -> Gradients:
         """Loss and gradients of a batch. The gradients are in every parameter's `grad`, or missing where it has none."""
-        if self.recorded and self._guard.changed():
-            self._recordings.clear()
-            self._again += 1
-            self._guard = _Guard(self.net, self._functions())
-            if self._again > _AGAIN:
-                self._give_up("the net is changed from outside again and again")
+        self._look_round()
         tensors = _tensors(batch) if self.recorded else None
         if tensors is None:
             return self._eager(batch)
-        if self.flat is not None and not self.flat.intact():  # somebody gave a parameter other memory
-            self._recordings.clear()
-            self.flat = None  # it is laid again
         key = (batch.known, *[(part.shape, part.dtype) for part in tensors])
         found = self._recordings.get(key)
         if found is None and not self._worth_it(key):
@@ -179,22 +174,49 @@ class Lane:
 
     def forget(self) -> None:
         """No parameter holds a gradient: the next ones are added up from nothing."""
-        self._joined = False
-        for p in self.parameters:
-            p.grad = None
+        self._look_round()
+        self._drop()
 
     def close(self) -> None:
-        """Give parameters and optimiser state memory of their own again."""
-        self._recordings.clear()
+        """Give parameters, gradients and optimiser state memory of their own again."""
+        if self._recordings and self.flat is None:
+            for p in self.parameters:
+                p.grad = None if p.grad is None else p.grad.clone()
+        self._separate()
+
+    def _separate(self) -> None:
+        self._recordings.clear()  # they are of memory that is left here
         self._joined = False
         if self.flat is not None:
             self.flat.separate()
             self.flat = None
 
+    def _look_round(self) -> None:
+        """Has somebody changed the net, the optimiser or what the loss reads since the last step?"""
+        if self._guard.changed():
+            self._drop()
+            self._separate()
+            self._used = None
+            self._guard = _Guard(self.net, self.optimizer, self._functions())
+            self.parameters = self._guard.learning()
+            self._again += 1
+            if self.recorded and self._guard.reason:
+                self._give_up(self._guard.reason)
+            elif self.recorded and self._again > _AGAIN:
+                self._give_up("what it reads is changed again and again")
+        moved = self._recordings and self._guard.places() != self._places
+        if moved or (self.flat is not None and not self.flat.intact()):  # somebody gave a parameter other memory
+            self._separate()
+
     # The eager way
 
+    def _drop(self) -> None:
+        self._joined = False
+        for p in self.parameters:
+            p.grad = None
+
     def _eager(self, batch: Any) -> Gradients:
-        self.forget()
+        self._drop()
         drawing = masks.Fast() if self._fast and batch.count > self._small else None
         batch = batch.ready()
         with self.autocast, drawing or contextlib.nullcontext():
@@ -203,35 +225,38 @@ class Lane:
         full.backward()
         if drawing is not None and not drawing.seen:
             self._small = batch.count
-        gradients = [p.grad for p in self.parameters]
-        used = [gradient is not None for gradient in gradients]
+        used = [p for p in self.parameters if p.grad is not None]
+        if self.flat is not None and not _all_the_same(self.flat.parameters, used):
+            # Some get a gradient now and then: they grow old at different speed, and are updated one by one.
+            self._separate()
+            self._flattens = False
         self._used = used
-        if self._lay_flat() and used == self._flat_used:
-            self._join([gradient for gradient in gradients if gradient is not None])
+        if self._lay_flat():
+            self._join([p.grad for p in used])  # type: ignore[misc]
         return value.detach(), full.detach(), count
 
     def _lay_flat(self) -> bool:
         """Whether the parameters that get gradients lie flat; they are laid so the first time."""
-        if self.flat is None and self._flattens:
-            used = self._with_gradients()
-            self._flattens = bool(used) and not flats.why_not(self.optimizer, used)
+        if self.flat is None and self._flattens and self._used:
+            self._flattens = not flats.why_not(self.optimizer, self._used)
             if self._flattens:
-                self.flat, self._flat_used = flats.Flat(self.optimizer, used), self._used
+                self.flat = flats.Flat(self.optimizer, self._used)
         return self.flat is not None
-
-    def _with_gradients(self) -> list[Tensor]:
-        return [p for p, wanted in zip(self.parameters, self._used or (), strict=False) if wanted]
 
     def _join(self, gradients: list[Tensor]) -> None:
         """Copy gradients to where they lie flat, so that one operation clips or applies them all."""
-        if self.flat is None or not self.flat.intact():
-            return
+        assert self.flat is not None
         if any(gradient.layout != torch.strided for gradient in gradients):
             return
         torch._foreach_copy_(self.flat.gradients, gradients)
-        for p, gradient in zip(self.flat.parameters, self.flat.gradients, strict=True):
-            p.grad = gradient
+        self._show(self.flat.gradients)
         self._joined = True
+
+    def _show(self, gradients: Sequence[Tensor]) -> None:
+        """Put gradients where everybody looks for them."""
+        for p, gradient in zip(self._used or (), gradients, strict=True):
+            if p.grad is not gradient:
+                p.grad = gradient
 
     # The recorded way
 
@@ -243,7 +268,7 @@ class Lane:
         if self._asked == "on":
             raise UsageError(f"compile is on, and this step cannot be recorded: {why}.", fix="compile=auto, or off")
         self.recorded, self.words = False, why
-        self.close()
+        self._recordings.clear()
 
     def _worth_it(self, key: Any) -> bool:
         """Whether batches of this shape are recorded: when they come for the second time, and not if all are different."""
@@ -253,48 +278,58 @@ class Lane:
         return self.recorded and times >= 2 and self._used is not None and len(self._recordings) < _SHAPES
 
     def _recorded(self, batch: Batch, tensors: list[Tensor], key: Any, found: _Recording | None) -> Gradients:
-        """A step that is recorded while it is made, and compared with its own replay."""
-        self._lay_flat()
+        """An eager step, which is then made again: recorded, and replayed."""
         still = _still(batch) if found is None else found.batch
         for stays, part in zip(still.tensors, tensors, strict=True):
             if stays is not part:
                 stays.copy_(part)
-        before = _Kept(self.net)
-        try:
-            operations, (value, full, count, gradients) = tape.record(
-                lambda: self._differentiated(still), {masks.DRAW: masks.fill} if self._fast else None
-            )
-            if [gradient is not None for gradient in gradients] != self._used:
-                raise tape.Unrecordable("gives gradients to other parameters than before")
-            flow = tape.flow(operations, self._known(still))
-            if found is not None and flow != found.flow:
-                raise tape.Unrecordable("takes another way for another batch of one shape")
-        except tape.Unrecordable as why:
-            before.restore()
-            self._give_up(str(why))
-            return self._eager(batch)
-        after = _Kept(self.net)
-        if found is None:
-            found = self._recordings[key] = self._tape(still, flow, operations, value, full, count, gradients)
-        else:
-            found.confirmed = True
-        found.replays = 0
-        wanted = [
-            value,
-            full,
-            *([count] if isinstance(count, Tensor) else []),
-            *(g for g in gradients if g is not None),
-        ]
+        before = _Kept(self._guard, still.tensors)
+        used = self._used
+        step = value, full, count = self._eager(batch)
+        if not _all_the_same(used or [], self._used or []):
+            self._give_up("not every batch gives gradients to the same parameters")
+            return step
+        gradients = [p.grad for p in self._used or () if p.grad is not None]
+        wanted = [value, full, *([count] if isinstance(count, Tensor) else []), *gradients]
         wanted = [tensor.detach().clone() for tensor in wanted]
-        before.restore()
-        given = self._replayed(found)
-        if not _same(found.tape.given, wanted) or not after.holds():
+        after = _Kept(self._guard, still.tensors)
+        try:
+            before.restore()
+            found = self._again_recorded(still, found)
+            before.restore()
+            self._replayed(found)
+            if not _same(found.tape.given, wanted) or not after.holds():
+                raise tape.Unrecordable("gives other bits when it is replayed")
+        except Exception as error:
             after.restore()
-            self._give_up("its replay gives other bits than itself")
-            for p, gradient in zip(self.parameters, gradients, strict=True):
-                p.grad = gradient
-            return value.detach(), full.detach(), count
-        return given
+            self._show_again(wanted[-len(gradients) :])
+            self._give_up(str(error) if isinstance(error, tape.Unrecordable) else _words(error))
+            return step
+        found.replays, self._places = 0, self._guard.places()
+        self._recordings[key] = found
+        return step
+
+    def _again_recorded(self, still: _Still, found: _Recording | None) -> _Recording:
+        operations, (value, full, count, gradients) = tape.record(
+            lambda: self._differentiated(still), {masks.DRAW: masks.fill} if self._fast else None
+        )
+        given = [p for p, gradient in zip(self.parameters, gradients, strict=True) if gradient is not None]
+        if not _all_the_same(given, self._used or []):
+            raise tape.Unrecordable("gives gradients to other parameters when it is recorded")
+        flow = tape.flow(operations, self._known(still))
+        if found is None:
+            return self._tape(still, flow, operations, value, full, count, gradients)
+        if flow != found.flow:
+            raise tape.Unrecordable("takes another way for another batch of one shape")
+        found.confirmed = True
+        return found
+
+    def _show_again(self, gradients: list[Tensor]) -> None:
+        """The gradients of an eager step, which a replay has written over."""
+        if self._joined and self.flat is not None:
+            torch._foreach_copy_(self.flat.gradients, gradients)
+        else:
+            self._show(gradients)
 
     def _differentiated(self, still: _Still) -> tuple[Tensor, Tensor, Any, Sequence[Tensor | None]]:
         still = still.ready()
@@ -305,9 +340,8 @@ class Lane:
 
     def _known(self, still: _Still) -> set[int]:
         """Memory that stays where it is, whatever is in it."""
-        modules: list[nn.Module] = [self.net, *(part for part in self._functions() if isinstance(part, nn.Module))]
-        modules += [still.prepare] if isinstance(still.prepare, nn.Module) else []
-        lasting = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+        prepare = still.prepare if isinstance(still.prepare, nn.Module) else nn.Module()
+        lasting = [*self._guard.parameters, *self._guard.lasting, *prepare.parameters(), *prepare.buffers()]
         return {tensor.untyped_storage()._cdata for tensor in (*lasting, *still.tensors)}
 
     def _tape(
@@ -329,7 +363,9 @@ class Lane:
             for place, given in zip(places, made.given[first:], strict=False)
             if given.data_ptr() != place.data_ptr()
         ]
-        return _Recording(still, flow, made, count, [place for place, _ in strays], [given for _, given in strays])
+        return _Recording(
+            still, flow, made, self._used or [], count, [place for place, _ in strays], [given for _, given in strays]
+        )
 
     def _replayed(self, found: _Recording) -> Gradients:
         found.tape.replay()
@@ -338,54 +374,90 @@ class Lane:
         count = given[2] if isinstance(found.count, Tensor) else found.count
         if found.strays:
             torch._foreach_copy_(found.places, found.strays)
-        if not self._joined:
-            used = self._with_gradients()
-            own = self.flat.gradients if self.flat is not None else given[-len(used) :]
-            for p, gradient in zip(used, own, strict=True):
-                p.grad = gradient
-            self._joined = self.flat is not None
+        self._used = found.used
+        self._show(self.flat.gradients if self.flat is not None else given[-len(found.used) :])
+        self._joined = self.flat is not None
         return value, full, count
 
 
-class _Kept:
-    """What a step changes beside gradients: buffers (running means), and torch's generator."""
+class _Guard:
+    """What of a net, its loss and its optimiser a recording has seen as plain values, and who needs a gradient."""
 
-    def __init__(self, net: nn.Module):
-        self._net = net
+    def __init__(self, net: nn.Module, optimizer: torch.optim.Optimizer, functions: Sequence[Any]):
+        self._net, self._optimizer = net, optimizer
+        self._reading = purity.Reading(net, functions)
+        self.reason = self._reading.reason
+        modules = list(dict.fromkeys([*net.modules(), *self._reading.modules]))
+        own = [p for module in modules for p in module._parameters.values() if p is not None]
+        self.parameters = list(dict.fromkeys([*own, *self._held()]))
+        buffers = [b for module in modules for b in module._buffers.values() if b is not None]
+        self.lasting = list(
+            dict.fromkeys([*buffers, *self._reading.tensors])
+        )  # what a step may change beside gradients
+        self._tables = [module.__dict__ for module in modules]
+        self._tables += [
+            module.__dict__[name] for module in modules for name in ("_parameters", "_buffers", "_modules")
+        ]
+        self._hooks = [module.__dict__[name] for module in modules for name in purity.HOOKS] + purity.GLOBAL_HOOKS
+        self._needs = [p.requires_grad for p in self.parameters]
+        self._optimized, self._hooked = self._held(), self._with_hooks()
+        self._before, self._values = [dict(table) for table in self._tables], self._reading.values()
+
+    def learning(self) -> list[Tensor]:
+        """The parameters that need a gradient: those of the net, and others that the optimiser has."""
+        wanted = dict.fromkeys([*self._net.parameters(), *self._held()])
+        return [p for p in wanted if p.requires_grad]
+
+    def changed(self) -> bool:
+        try:  # equal are the same objects, and equal plain values
+            if (
+                self._tables != self._before
+                or self._held() != self._optimized
+                or self._reading.values() != self._values
+            ):
+                return True
+        except (RuntimeError, ValueError):  # a tensor, or an array, in the place of another
+            return True
+        if [p.requires_grad for p in self.parameters] != self._needs:
+            return True
+        return self._with_hooks() != self._hooked
+
+    def places(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in (*self.parameters, *self.lasting)]
+
+    def _held(self) -> list[Tensor]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _with_hooks(self) -> int:
+        return sum(map(len, self._hooks)) + sum(map(purity.hooked, self.parameters))
+
+
+class _Kept:
+    """What a step changes beside gradients, as it was: buffers (running means), torch's generator."""
+
+    def __init__(self, guard: _Guard, others: Sequence[Tensor]):
         self._generator = torch.get_rng_state()
-        self._buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
+        self._tensors = [*guard.lasting, *others]
+        self._values = [tensor.detach().clone() for tensor in self._tensors]
 
     def restore(self) -> None:
         torch.set_rng_state(self._generator)
         with torch.no_grad():
-            for buffer, value in self._buffers:
-                buffer.copy_(value)
+            for tensor, value in zip(self._tensors, self._values, strict=True):
+                tensor.copy_(value)
 
     def holds(self) -> bool:
         """Whether all is as it was kept."""
-        same = _same([buffer for buffer, _ in self._buffers], [value for _, value in self._buffers])
-        return same and torch.equal(self._generator, torch.get_rng_state())
+        return _same(self._tensors, self._values) and torch.equal(self._generator, torch.get_rng_state())
 
 
-class _Guard:
-    """What of a net a recording has seen as plain values: its modules' attributes, and who needs a gradient."""
+def _words(error: Exception) -> str:
+    first = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return f"recording it fails ({type(error).__name__}: {first})"
 
-    def __init__(self, net: nn.Module, functions: Sequence[Any]):
-        modules = [m for part in (net, *functions) if isinstance(part, nn.Module) for m in part.modules()]
-        self._parameters = [p for module in modules for p in module._parameters.values() if p is not None]
-        self._needs = [p.requires_grad for p in self._parameters]
-        tables = ("_parameters", "_buffers", "_modules")
-        self._now = [module.__dict__ for module in modules]
-        self._now += [module.__dict__[name] for module in modules for name in tables]
-        self._before = [dict(table) for table in self._now]
 
-    def changed(self) -> bool:
-        try:  # equal are the same objects, and equal plain values
-            if self._now != self._before:
-                return True
-        except (RuntimeError, ValueError):  # a tensor, or an array, in the place of another
-            return True
-        return [p.requires_grad for p in self._parameters] != self._needs
+def _all_the_same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
 def _tensors(batch: Batch) -> list[Tensor] | None:

@@ -143,9 +143,7 @@ _WEIGHTED_MEAN_CLASSES = tuple(
 )
 
 
-def count(
-    loss: Loss, output: Tensor, truth: Tensor, examples: int, *, known: bool = False
-) -> int | Tensor | None:
+def count(loss: Loss, output: Tensor, truth: Tensor, examples: int, *, known: bool = False) -> int | Tensor | None:
     """What the loss's mean is taken over: the c of a micro-batch in  sum(c * loss) / sum(c) = the whole batch's loss.
 
     - cross-entropy and negative log-likelihood of class numbers: the sum of the class weights of the truths that are

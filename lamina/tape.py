@@ -4,8 +4,9 @@ In: a function of no arguments that reads tensors which stay where they are (a b
 computes others from them, gradients included. Out: a `Tape`: the same kernels on the same memory in the same order, so the
 same bits, without modules, autograd or allocation in between. For small nets that is most of a step.
 
-    tape = record(lambda: loss(net(x), y).backward())       # runs it once
-    x.copy_(other); tape.replay()                            # and again, with other values in x
+    operations, (value, gradients) = record(step)            # runs it once
+    tape = Tape(operations, [value, *gradients])
+    x.copy_(other); tape.replay(); tape.given                # and again, with other values in x
 
 While it runs, every operation of ATen is seen with its tensors. A view of memory that stays is made once and never again;
 an operation with a kernel that writes into given memory writes into an arena, where memory is used again as soon as nobody
@@ -23,6 +24,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,6 +37,11 @@ _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 _CONSTANT = 4096  # numbers: what a function makes of constants at each call is no larger
 _LONGEST = 5_000  # operations
 _ALIGN = 64  # bytes: a cache line, and the widest vector register
+
+# How much they give, or what they do, depends on values that they read themselves, without a tag that says so.
+_READING = {aten._pack_padded_sequence.default, aten._ctc_loss.default, aten._ctc_loss.Tensor}
+# What a tensor lies on is seen when all is over, so it must not change on the way.
+_MOVING = {aten.set_, aten.resize_, aten.resize_as_}
 
 
 class Unrecordable(Exception):
@@ -70,30 +77,55 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, instead: dict[Any, Any]) -> None:
         super().__init__()
         self.operations: list[Operation] = []
+        self.refused: Unrecordable | None = None  # kept, since the function may catch what it was told
         self._instead = instead
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.Tag.data_dependent_output in function.tags or torch.Tag.dynamic_output_shape in function.tags:
+        try:
+            return self._kept(function, args, kwargs or {})
+        except Unrecordable as why:
+            self.refused = self.refused or why
+            raise
+
+    def _kept(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not isinstance(function, torch._ops.OpOverload) or function.namespace not in ("aten", "prims"):
+            raise Unrecordable(f"calls an operation that is not torch's own ({function})")
+        tags = function.tags
+        if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags or function in _READING:
             raise Unrecordable(f"reads values to decide what comes next ({function})")
+        if torch.Tag.inplace_view in tags or function.overloadpacket in _MOVING:
+            raise Unrecordable(f"changes the shape or the memory of a tensor in place ({function})")
+        if function is aten.promote_types.default:  # of types alone
+            return function(*args, **kwargs)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in given:
-            if type(tensor) not in _PLAIN or tensor.layout != torch.strided or tensor.is_complex():
-                raise Unrecordable(f"works on a {type(tensor).__name__} of layout {tensor.layout} ({function})")
-            if tensor.device.type != "cpu":
-                raise Unrecordable(f"works on {tensor.device}")
+            _check(tensor, function)
             self._seen.add(_storage(tensor))
         run = self._instead.get(function, function)
-        result = run(*args, **kwargs)
+        # What Python has made, such as torch.tensor(0.0), comes in here. It is copied, so that it can be had anew.
+        result = args[0].clone() if function is aten.lift_fresh.default else run(*args, **kwargs)
         leaves = tree_leaves(result)
         results = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if any(leaf is not None and not isinstance(leaf, Tensor) for leaf in leaves):
             raise Unrecordable(f"reads a number back ({function})")
+        if isinstance(result, (tuple, list)) and any(isinstance(part, (tuple, list)) for part in result):
+            raise Unrecordable(f"gets lists of tensors beside others ({function})")
+        for tensor in results:
+            _check(tensor, function)
         made = list(dict.fromkeys(key for key in map(_storage, results) if key not in self._seen))
         self._seen.update(made)
         self.operations.append(Operation(function, run, args, kwargs, results, made))
         return result
+
+
+def _check(tensor: Tensor, function: Any) -> None:
+    plain = type(tensor) in _PLAIN and tensor.layout == torch.strided
+    if not plain or tensor.is_complex() or tensor.is_nested or tensor.is_quantized:
+        kind = f"{type(tensor).__name__} of {tensor.dtype} and layout {tensor.layout}"
+        raise Unrecordable(f"works on a {kind} ({function})")
+    if tensor.device.type != "cpu":
+        raise Unrecordable(f"works on {tensor.device} ({function})")
 
 
 # Torch wraps this method so that the compiler leaves it alone, and imports the compiler for that: a second, when first called.
@@ -108,6 +140,8 @@ def record(function: Callable[[], Any], instead: dict[Any, Any] | None = None) -
     recorder = _Recorder(instead or {})
     with recorder:
         result = function()
+    if recorder.refused is not None:
+        raise recorder.refused
     if len(recorder.operations) > _LONGEST:
         raise Unrecordable(f"takes {len(recorder.operations):,} operations, which spend their time in themselves")
     return recorder.operations, result
@@ -125,9 +159,9 @@ def flow(operations: Iterable[Operation], known: Container[int] = ()) -> list[An
         if isinstance(leaf, Tensor):
             key, *rest = _span(leaf)
             if key not in made and key not in known:
-                return ("constant", leaf.tolist() if leaf.numel() <= _CONSTANT else key, *rest)
+                return ("constant", repr(leaf.tolist()) if leaf.numel() <= _CONSTANT else key, *rest)
             return ("made", made[key], *rest) if key in made else ("given", key, *rest)
-        return leaf if isinstance(leaf, (int, float, bool, str, type(None))) else str(leaf)
+        return repr(leaf)  # NaN is not equal to itself, and 0.0 equal to -0.0 and to False
 
     found = []
     for operation in operations:
@@ -159,8 +193,10 @@ def _writes_into(function: Any) -> Any:
     return None
 
 
-# Their kernels for given memory make it larger first, for all numbers, and smaller again, for their mean.
-_RESIZING = {aten.mse_loss.default, aten.smooth_l1_loss.default, aten.huber_loss.default, aten.soft_margin_loss.default}
+# Their kernels for given memory make it larger first, for all numbers, and smaller again, for their mean. All others of torch
+# 2.13 that its own samples of operations reach were compared with what they stand for, to the bit, in 1 and 2 threads.
+_RESIZING = {aten.mse_loss.default, aten.smooth_l1_loss.default, aten.huber_loss.default, aten.soft_margin_loss.default,
+             aten.binary_cross_entropy.default}  # fmt: skip
 
 
 def _nothing() -> None:
@@ -198,12 +234,12 @@ def _calls(operations: list[Operation]) -> list[_Call]:
     """What must be done again at a replay: views are not, nor constants that nobody writes to."""
     written: set[int] = set()  # by an operation that changes what it is given
     for operation in operations:
-        if operation.function._schema.is_mutable:
+        if operation.function._schema.is_mutable or operation.function in _WRITING:
             written.update(map(_storage, operation.tensors()))
     calls = []
     for operation in operations:
         seeded = torch.Tag.nondeterministic_seeded in operation.function.tags
-        constant = not seeded and (not operation.tensors() or operation.function in _LIKE)
+        constant = not seeded and (not operation.tensors() or operation.function in _CONSTANTS)
         if not operation.function._schema.is_mutable and not operation.made:
             continue  # a view
         if operation.function in _EMPTY or not constant or written.intersection(operation.made):
@@ -213,9 +249,10 @@ def _calls(operations: list[Operation]) -> list[_Call]:
 
 _EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default,
           aten.new_empty_strided.default}  # fmt: skip
-_LIKE = {aten.ones_like.default, aten.zeros_like.default, aten.full_like.default, aten.new_zeros.default,
-         aten.new_ones.default, aten.new_full.default}  # fmt: skip
-_COPIES = {aten.clone.default, aten._to_copy.default}
+_CONSTANTS = {aten.lift_fresh.default, aten.ones_like.default, aten.zeros_like.default, aten.full_like.default,
+              aten.new_zeros.default, aten.new_ones.default, aten.new_full.default}  # fmt: skip
+_COPIES = {aten.clone.default, aten._to_copy.default, aten.lift_fresh.default}
+_WRITING = {aten.native_batch_norm.default}  # to its running means, though its schema says that it does not
 
 
 def _call(operation: Operation) -> _Call:
@@ -227,7 +264,7 @@ def _call(operation: Operation) -> _Call:
         into, arguments, keywords = _copy, (operation.results[0], arguments[0]), {}
     elif function._schema.is_mutable and not operation.made:
         into = function._op if operation.run is function else operation.run
-    else:
+    elif operation.run is function:
         if function is aten.relu.default:  # torch's relu is this, and has no kernel that writes into given memory
             function, arguments = aten.clamp_min.default, (arguments[0], 0)
         overload = _writes_into(function)
@@ -237,8 +274,9 @@ def _call(operation: Operation) -> _Call:
             if function is aten.max_pool2d_with_indices_backward.default:
                 into = _pool_backward
     tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
+    own = function._op if operation.run is operation.function else operation.run
     return _Call(
-        into or function._op, arguments, keywords, operation.results, operation.made, into is not None,
+        into or own, arguments, keywords, operation.results, operation.made, into is not None,
         {*map(_storage, tensors), *map(_storage, operation.results)}, str(operation.function),
     )  # fmt: skip
 
@@ -296,31 +334,49 @@ def _arena(calls: list[_Call], stays: set[int], elsewhere: Container[int]) -> tu
             last[key] = number
     for key in stays & first.keys():
         first[key], last[key] = -1, len(calls)
+    taken = np.zeros((4, len(sizes)), dtype=np.int64)  # of those that have a place: first, last, start, end
     places: dict[int, int] = {}
     total = 0
-    for key in sorted(sizes, key=lambda key: (-sizes[key], first[key])):
-        near = sorted(
-            (places[other], sizes[other]) for other in places if first[other] <= last[key] and first[key] <= last[other]
-        )
-        place = 0
-        for start, length in near:
-            if place + sizes[key] <= start:
-                break
-            place = max(place, start + length)
-        places[key], total = place, max(total, place + sizes[key])
+    for number, key in enumerate(sorted(sizes, key=lambda key: (-sizes[key], first[key]))):
+        before = taken[:, :number]
+        near = before[2:, (before[0] <= last[key]) & (before[1] >= first[key])]
+        starts, ends = near[:, np.argsort(near[0])]
+        free_from = np.maximum.accumulate(np.concatenate([[0], ends]))  # where all that start earlier have ended
+        fits = np.flatnonzero(free_from[:-1] + sizes[key] <= starts)
+        places[key] = int(free_from[fits[0] if len(fits) else -1])
+        taken[:, number] = first[key], last[key], places[key], places[key] + sizes[key]
+        total = max(total, places[key] + sizes[key])
     return places, total
+
+
+def _apart(tensor: Tensor) -> bool:
+    """Whether no two of its numbers share a place, as those of an expanded one do."""
+    return not any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _fits(tensor: Tensor, home: Tensor) -> bool:
+    """Whether a tensor that has its storage to itself could lie in the memory of another."""
+    return _whole(tensor) and _span(tensor)[3:] == _span(home)[3:] and tensor.dtype == home.dtype
 
 
 class Tape:
     """Operations made ready to be done again.
 
-    kept: tensors whose values are wanted after a replay; `given` is theirs, in the same order, at every replay the same
-    objects. into: for some of them, memory of the same size that they are written to, in place of the arena.
+    kept: tensors whose values are wanted after a replay. `given` has them in the same order, at every replay the same
+    objects, each with memory of its own, which a caller may write to. into: for some of them, tensors of the same shape
+    that they are written to, and that are given.
     """
 
     def __init__(self, operations: list[Operation], kept: list[Tensor], into: dict[int, Tensor] | None = None):
         calls = _calls(operations)
-        homes = {_storage(kept[number]): tensor for number, tensor in (into or {}).items()}
+        into = into or {}
+        moved = {key for call in calls if not call.static for key in call.made}
+        static = {key for call in calls if call.static for key in call.made}
+        owners: dict[int, int] = {}  # storages that are the own memory of what is kept: by its number
+        for number, tensor in enumerate(kept):
+            if _storage(tensor) in static | moved and _apart(tensor):
+                owners.setdefault(_storage(tensor), number)
+        homes = {key: into[n] for key, n in owners.items() if n in into and key in static and _fits(kept[n], into[n])}
         stays = {*map(_storage, kept)}
         roots = _places_taken(calls, stays)
         for call in calls:
@@ -330,8 +386,6 @@ class Tape:
         self.bytes = total  # of the arena
         self._live: dict[int, dict[Span, Tensor]] = {}  # storages that are made anew, and all tensors on them
         self._tensors: dict[Span, Tensor] = {}
-        moved = {key for call in calls if not call.static for key in call.made}
-        static = {key for call in calls if call.static for key in call.made}
 
         def lasting(leaf: Any) -> Any:
             """The tensor of the tape for a tensor of the recording."""
@@ -343,9 +397,10 @@ class Tape:
             found = self._tensors.get(span)
             if found is None:
                 found = self._tensors[span] = torch.empty(0, dtype=dtype)
-                if key in homes and key in static:
+                if key in homes:
                     home = homes[key]
-                    found.set_(home.untyped_storage(), home.storage_offset() + offset, size, stride)
+                    start = home.storage_offset() * home.itemsize // dtype.itemsize
+                    found.set_(home.untyped_storage(), start + offset, size, stride)
                 elif key in places:
                     found.set_(block.untyped_storage(), places[key] // dtype.itemsize + offset, size, stride)
                 else:
@@ -359,8 +414,12 @@ class Tape:
             for c in calls
             if c.function is not _nothing
         ]
-        self.given = [lasting(tensor) for tensor in kept]
+        found = [lasting(tensor) for tensor in kept]
         last = {key: number for number, (_, _, call) in enumerate(ready) for key in call.uses}
+        ending: dict[int, list[Tensor]] = {}  # after each call, tensors whose memory nobody needs any more
+        for key in moved - stays:
+            if key in last and key in self._live:
+                ending.setdefault(last[key], []).extend(self._live[key].values())
         nothing = torch.empty(0).untyped_storage()
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
         self.names: list[str] = []  # of each call, for those who ask where the time goes
@@ -370,10 +429,19 @@ class Tape:
                 function = _anew(function, [self._live.get(_storage(result), {}) for result in call.results])
             self.calls.append((function, arguments, keywords))
             self.names.append(call.name)
-            for key in moved - stays:
-                if last.get(key) == number:  # nobody needs it any more: its memory goes back
-                    self.calls.append((_release, (list(self._live.get(key, {}).values()), nothing), {}))
-                    self.names.append("release")
+            if number in ending:
+                self.calls.append((_release, (ending[number], nothing), {}))
+                self.names.append("release")
+        self.given: list[Tensor] = []
+        for number, (tensor, source) in enumerate(zip(kept, found, strict=True)):
+            home = into.get(number)
+            if owners.get(_storage(tensor)) == number and (home is None or _storage(tensor) in homes):
+                self.given.append(source)
+            else:  # it shares memory with something else, or has no kernel that writes where it is wanted
+                own = torch.empty_like(source) if home is None else home.detach()
+                self.given.append(own)
+                self.calls.append((_copy, (own, source), {}))
+                self.names.append("copy")
 
     def replay(self) -> None:
         """Do it again."""

@@ -33,6 +33,7 @@ from lamina import (
     files,
     initialisers,
     machine,
+    mapped,
     names,
     penalties,
     results,
@@ -177,9 +178,10 @@ def resume(
                 fix="lamina.resume(run, (x, y), net=...) from Python",
             )
         given: dict[str, Any] = {k: v for k, v in (("valid", valid), ("test", test)) if v is not None}
-        opened = source if isinstance(source, sources_.Source) else kinds[0].read(
-            asked.source if source is None else source, **{**runs_.given_sources(asked), **given}
-        )  # fmt: skip
+        with mapped.limited(recipes.size_in_bytes(asked.memory) if asked.memory else None):
+            opened = source if isinstance(source, sources_.Source) else kinds[0].read(
+                asked.source if source is None else source, **{**runs_.given_sources(asked), **given}
+            )  # fmt: skip
         if groups is not None:
             opened.train.groups = np.asarray(groups)
         if _groups_print(opened) != facts["data"].get("groups"):
@@ -575,6 +577,7 @@ def _learn(job: Job, learning: _Learning, signals: _Signals) -> None:
     valid = jobs.batches(job, "valid") if "valid" in loaded.parts else None
     saved_at = time.monotonic()
     epoch_began = time.monotonic()
+    exact = {"exact": True} if recipe.strict else {}  # no option for domains that know none
     measured = job.origins.get("threads", ("",))[0] == "inferred"  # what was asked for stays
     crowd = machine.Crowd(recipe.threads) if measured and recipe.threads else None
     for progress in engine.learn(
@@ -609,7 +612,7 @@ def _learn(job: Job, learning: _Learning, signals: _Signals) -> None:
             if valid is not None:
                 net = _shown_net(state)
                 with jobs.evaluating(net), keeping_generators():
-                    found = loaded.domain.validate(net, valid, loaded.target, job.loss)
+                    found = loaded.domain.validate(net, valid, loaded.target, job.loss, **exact)
                 progress.scores.update({f"valid/{name}": value for name, value in found.items()})
                 if state.schedule is not None and hasattr(state.schedule, "observe"):
                     state.schedule.observe(_falling(found, loaded.target))

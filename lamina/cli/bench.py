@@ -25,8 +25,11 @@ def bench(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    from lamina.bench import words
     from lamina.errors import UsageError
+    from lamina.imports import loading
+
+    with loading(for_good=True):
+        from lamina.bench import words
 
     if run is None:
         own = {"--net": net, "--loss": loss, "--domain": domain, "--task": task}
