@@ -26,7 +26,6 @@ from lamina import (
     data,
     devices,
     engine,
-    inference,
     losses,
     machine,
     mixing,
@@ -191,11 +190,7 @@ def batches(job: Job, part: str, *, shuffle: bool = True, net: nn.Module | None 
     if recipe.memory:
         options["memory"] = size_in_bytes(recipe.memory)
     if part != "train" or not shuffle:
-        if not job.supervised or not isinstance(encoded.inputs, tuple):
-            return loaded.domain.batches(net, encoded, rows, shuffle=False, **options)
-        walk = loaded.domain.batches(net, encoded, rows, shuffle=False, **options)
-        with evaluating(net), keeping_generators():
-            size = inference.portion(net, first_batch(walk).inputs)
+        size = recipe.batch_size if not job.supervised else max(512, recipe.batch_size or 1)
         return loaded.domain.batches(net, encoded, rows, shuffle=False, **{**options, "batch_size": size})
     if recipe.balance in ("over", "under"):
         truth = loaded.truth("train")

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lamina import devices, lanes, optimizers
+from lamina import devices, lanes, optimizers, purity
 from lamina.batches import Batch, keeping_generators
 
 _HEAVY = 0.005  # seconds a step: below this, another precision is not worth a trial
@@ -85,6 +85,9 @@ def choose(
     found = Choice(threads or here, precision="fp32" if precision == "auto" else precision)
     options: dict[str, Any] = {"compile": compile, "strict": strict, "penalty": penalty}
     if precision == "fp16":  # its loss is scaled, and it is eager
+        return found
+    if why := purity.reason(net, getattr(objective, "parts", [objective])):  # calling it would not be without a trace
+        found.why_eager = why
         return found
     try:
         torch.set_num_threads(found.threads)
