@@ -14,7 +14,8 @@ needs what it holds; any other operation makes its result anew, and the recorded
 are drawn anew, from the same generator.
 
 A tape knows shapes and flow of its recording, and nothing else. `record` refuses what it can see (values read by Python,
-shapes that depend on values); what it cannot see, such as a counter in `forward`, is the caller's to exclude: see `lanes`.
+shapes that depend on values); what it cannot see, such as a counter in `forward`, or `tolist()`, is the caller's to exclude:
+see `purity`.
 """
 
 from __future__ import annotations
@@ -91,10 +92,9 @@ class _Recorder(TorchDispatchMode):
     def _kept(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not isinstance(function, torch._ops.OpOverload) or function.namespace not in ("aten", "prims"):
             raise Unrecordable(f"calls an operation that is not torch's own ({function})")
-        tags = function.tags
-        if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags or function in _READING:
+        if _reads_values(function, args):
             raise Unrecordable(f"reads values to decide what comes next ({function})")
-        if torch.Tag.inplace_view in tags or function.overloadpacket in _MOVING:
+        if torch.Tag.inplace_view in function.tags or function.overloadpacket in _MOVING:
             raise Unrecordable(f"changes the shape or the memory of a tensor in place ({function})")
         if function is aten.promote_types.default:  # of types alone
             return function(*args, **kwargs)
@@ -117,6 +117,14 @@ class _Recorder(TorchDispatchMode):
         self._seen.update(made)
         self.operations.append(Operation(function, run, args, kwargs, results, made))
         return result
+
+
+def _reads_values(function: Any, args: tuple[Any, ...]) -> bool:
+    """Whether what comes out, in kind or number, depends on values."""
+    if function is aten.index.Tensor:  # by masks; by integers it does not
+        return any(part is not None and part.dtype in (torch.bool, torch.uint8) for part in args[1])
+    told = torch.Tag.data_dependent_output in function.tags or torch.Tag.dynamic_output_shape in function.tags
+    return told or function in _READING
 
 
 def _check(tensor: Tensor, function: Any) -> None:

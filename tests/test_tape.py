@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lamina import masks, tape
@@ -423,6 +425,44 @@ def test_every_result_has_memory_of_its_own() -> None:
     assert [bits(t) for t in made.given] == [bits(t) for t in function()]
 
 
+def test_results_go_where_they_are_wanted() -> None:
+    """From a kernel that writes there, from one that cannot, from an input, from one tensor twice, from another type."""
+    x, w = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3)
+    room = torch.zeros(2000)
+
+    def function() -> list[Tensor]:
+        a = x * 2
+        return [a.exp(), F.conv2d(x, w), x, a, a, a.to(torch.bfloat16), a.mean(0)]
+
+    operations, kept = tape.record(function)
+    places, start = [], 16
+    for tensor in kept:
+        places.append(room[start : start + tensor.numel()].view(tensor.shape))
+        start += tensor.numel()
+    made = tape.Tape(operations, kept, dict(enumerate(places)))
+    x.copy_(torch.randn_like(x))
+    made.replay()
+    for own, place, expected in zip(made.given, places, function(), strict=True):
+        assert own.data_ptr() == place.data_ptr()
+        assert torch.equal(place, expected.float())
+    assert not room[:16].any() and not room[start:].any()
+
+
+@pytest.mark.parametrize("index", [
+    lambda x: x[[1, 0, 3]],
+    lambda x: x[:, torch.tensor([2, 0])],
+    lambda x: x[torch.tensor([[0], [1]]), torch.tensor([2, 3])],
+])  # fmt: skip
+def test_an_index_of_integers_is_no_mask(index: Callable[[Tensor], Tensor]) -> None:
+    x, w = torch.randn(5, 4), torch.randn(5, 4, requires_grad=True)
+    prove(lambda: [index(x), *torch.autograd.grad((index(w) * index(x)).sum(), [w])], [x], [w])
+
+
+def test_an_index_that_comes_with_the_batch() -> None:
+    x, rows = torch.randn(5, 4), torch.tensor([3, 0, 2])
+    prove(lambda: [x[rows], x[rows, rows]], [rows], [x], renew=lambda t: torch.randint_like(t, 0, 4))
+
+
 def test_memory_is_used_again() -> None:
     x = torch.randn(1000)
 
@@ -521,6 +561,74 @@ def test_integers_and_numbers_keep_their_types() -> None:
 
 
 # Programs of random operations on a few tensors of 4 by 4, views and writes among them.
+_PROGRAM: list[Callable[[Tensor, Tensor], Tensor]] = [
+    lambda a, b: a * b,
+    lambda a, b: a + b,
+    lambda a, b: a - b * 0.5,
+    lambda a, b: a.relu(),
+    lambda a, b: a.tanh(),
+    lambda a, b: a.sigmoid() * a,
+    lambda a, b: a @ b / 4,
+    lambda a, b: a.t(),
+    lambda a, b: a[:1].expand(4, 4),
+    lambda a, b: a[:, 2:3] * b,
+    lambda a, b: a.clone(),
+    lambda a, b: torch.stack([a, b]).sum(0),
+    lambda a, b: torch.cat([a[:2], b[2:]]),
+    lambda a, b: a.reshape(16).view(4, 4),
+    lambda a, b: torch.where(a > b, a, b),
+    lambda a, b: torch.ones(4, 4),
+    lambda a, b: torch.zeros(4, 4).copy_(a),
+    lambda a, b: torch.eye(4) * 0.5 + a.mean(),
+    lambda a, b: a.softmax(1),
+    lambda a, b: a[[1, 0, 3, 2]],
+    lambda a, b: a * torch.bernoulli(torch.full((4, 4), 0.5)),
+    lambda a, b: F.conv1d(a[None], b[:, :, None])[0],
+    lambda a, b: torch.tensor([1.0, 2.0, 3.0, 4.0]).repeat(4, 1),
+    lambda a, b: a.split(2)[1].repeat(2, 1),
+    lambda a, b: a.double().mul(b).float(),
+]
+_WRITES: list[Callable[[Tensor, Tensor], Any]] = [
+    lambda a, b: a.mul_(0.5),
+    lambda a, b: a.add_(b),
+    lambda a, b: a[1].add_(b[0]),
+    lambda a, b: a[:, :2].copy_(b[:, 2:].clone()),
+    lambda a, b: a.relu_(),
+    lambda a, b: a.masked_fill_(b > 0.5, 0.25),
+    lambda a, b: a.t()[2:].zero_(),
+    lambda a, b: torch.add(a, b, out=a),
+    lambda a, b: a.fill_diagonal_(1.0),
+]
+_line = st.tuples(st.sampled_from([False, False, True]), *[st.integers(0, 99)] * 3)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+@given(st.lists(_line, min_size=3, max_size=25), st.lists(st.integers(0, 99), min_size=1, max_size=6), st.booleans())
+def test_any_program(lines: list[tuple[bool, int, int, int]], wanted: list[int], differentiated: bool) -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(4, 4), torch.randn(4, 4, requires_grad=differentiated)
+
+    def function() -> list[Tensor]:
+        pool = [x.detach(), w * 1.0]
+        for writes, which, i, j in lines:
+            a, b = pool[i % len(pool)], pool[j % len(pool)]
+            if writes:
+                _WRITES[which % len(_WRITES)](a, b)
+            else:
+                pool.append(_PROGRAM[which % len(_PROGRAM)](a, b))
+        found = [pool[k % len(pool)] for k in wanted]
+        total = sum((part.sum() for part in found), torch.zeros(()))
+        if total.requires_grad:
+            found += torch.autograd.grad(total, [w])
+        return [part.detach() for part in found]
+
+    before = x.clone()
+    try:
+        function()
+    except RuntimeError:  # torch does not allow this program: it writes to what is expanded, or needed by autograd
+        assume(False)
+    x.copy_(before)
+    prove(function, [x], [w])
 
 
 # --- Refusals ---------------------------------------------------------------------------------------------------------
