@@ -309,10 +309,8 @@ def _places_taken(calls: list[_Call], stays: set[int]) -> dict[int, int]:
             key = _storage(tensor)
             root = roots.get(key, key)
             others = [roots.get(_storage(part), _storage(part)) for part in tensors if _span(part) != _span(tensor)]
-            alone = (
-                key in made and root not in stays and key not in stays and last[root] == number and root not in others
-            )
-            if alone and _span(tensor)[1:] == _span(result)[1:] and _whole(tensor):
+            alone = key in made and root not in stays and last[root] == number and root not in others
+            if alone and _span(tensor)[1:] == _span(result)[1:]:
                 roots[call.made[0]] = root
                 last[root] = last[call.made[0]]
                 break

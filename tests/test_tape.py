@@ -432,7 +432,7 @@ def test_results_go_where_they_are_wanted() -> None:
 
     def function() -> list[Tensor]:
         a = x * 2
-        return [a.exp(), F.conv2d(x, w), x, a, a, a.to(torch.bfloat16), a.mean(0)]
+        return [a.exp(), F.conv2d(x, w), x, a, a, a.to(torch.bfloat16), a.mean(0), (x * 3)[1], F.conv2d(x, w)[1]]
 
     operations, kept = tape.record(function)
     places, start = [], 16
@@ -473,6 +473,24 @@ def test_memory_is_used_again() -> None:
         return [h]
 
     assert prove(function, [x], []).bytes <= 4 * 4096
+
+
+def test_what_is_done_place_by_place_is_done_in_place() -> None:
+    x = torch.randn(1024)
+
+    def function() -> list[Tensor]:
+        h = x
+        for _ in range(20):
+            h = (h * 1.5).tanh() + x
+        return [h]
+
+    assert prove(function, [x], []).bytes == 2 * 4096  # one, and the result
+
+
+def test_random_numbers_are_drawn_anew() -> None:
+    x = torch.randn(5)
+    prove(lambda: [x + torch.rand(5), torch.randn(5) * x, torch.randint(0, 9, (5,)), torch.randperm(5), torch.rand_like(x),
+                   torch.normal(0.0, 1.0, (5,)), torch.empty(5).uniform_(), x.softmax(0).multinomial(3)], [x], [])  # fmt: skip
 
 
 def test_memory_made_anew_goes_back() -> None:
