@@ -316,7 +316,12 @@ class Lane:
         given = [p for p, gradient in zip(self.parameters, gradients, strict=True) if gradient is not None]
         if not _all_the_same(given, self._used or []):
             raise tape.Unrecordable("gives gradients to other parameters when it is recorded")
-        flow = tape.flow(operations, self._known(still))
+        known, written = self._known(still), _written(operations)
+        if written & set(map(_storage, still.tensors)):
+            raise tape.Unrecordable("writes into its batch")
+        if written - known - {key for operation in operations for key in operation.made}:
+            raise tape.Unrecordable("writes to a tensor that is no buffer of the net")
+        flow = tape.flow(operations, known)
         if found is None:
             return self._tape(still, flow, operations, value, full, count, gradients)
         if flow != found.flow:
@@ -342,7 +347,7 @@ class Lane:
         """Memory that stays where it is, whatever is in it."""
         prepare = still.prepare if isinstance(still.prepare, nn.Module) else nn.Module()
         lasting = [*self._guard.parameters, *self._guard.lasting, *prepare.parameters(), *prepare.buffers()]
-        return {tensor.untyped_storage()._cdata for tensor in (*lasting, *still.tensors)}
+        return set(map(_storage, (*lasting, *still.tensors)))
 
     def _tape(
         self, still: _Still, flow: list[Any], operations: list[Any], value: Tensor, full: Tensor, count: Any,
@@ -391,9 +396,7 @@ class _Guard:
         own = [p for module in modules for p in module._parameters.values() if p is not None]
         self.parameters = list(dict.fromkeys([*own, *self._held()]))
         buffers = [b for module in modules for b in module._buffers.values() if b is not None]
-        self.lasting = list(
-            dict.fromkeys([*buffers, *self._reading.tensors])
-        )  # what a step may change beside gradients
+        self.lasting = list(dict.fromkeys([*buffers, *self._reading.tensors]))  # what a step may write to
         self._tables = [module.__dict__ for module in modules]
         self._tables += [
             module.__dict__[name] for module in modules for name in ("_parameters", "_buffers", "_modules")
@@ -449,6 +452,24 @@ class _Kept:
     def holds(self) -> bool:
         """Whether all is as it was kept."""
         return _same(self._tensors, self._values) and torch.equal(self._generator, torch.get_rng_state())
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _written(operations: Sequence[tape.Operation]) -> set[int]:
+    """Memory that operations write to beside what they return."""
+    found: set[int] = set()
+    for operation in operations:
+        arguments = operation.function._schema.arguments
+        given = {a.name: value for a, value in zip(arguments, operation.arguments, strict=False)} | operation.keywords
+        for argument in arguments:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = given.get(argument.name)
+                parts = value if isinstance(value, (list, tuple)) else [value]
+                found.update(_storage(part) for part in parts if isinstance(part, Tensor))
+    return found
 
 
 def _words(error: Exception) -> str:

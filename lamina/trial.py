@@ -4,16 +4,18 @@ In: a net, its objective, one batch. Out: a `Choice` of threads and precision, e
 memory layout, and whether the step can be recorded. Called by the story on the CPU, where these depend on the machine and the
 net: small nets are faster on one thread, some processors compute bf16 twice as fast as fp32 and others half as fast.
 
-Nothing is left behind: the net, its buffers and the generators are as before. `strict` leaves layout and precision alone.
+Nothing is left behind: the net, the loss's own parameters and buffers and the generators are as before. A net whose `forward`
+may leave traces elsewhere, or that cannot be copied, is not called. `strict` leaves layout and precision alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,27 +88,49 @@ def choose(
     options: dict[str, Any] = {"compile": compile, "strict": strict, "penalty": penalty}
     if precision == "fp16":  # its loss is scaled, and it is eager
         return found
-    if why := purity.reason(net, getattr(objective, "parts", [objective])):  # calling it would not be without a trace
-        found.why_eager = why
+    found.channels_last = not strict and _likes_channels_last(net)
+    around = [*getattr(objective, "parts", [objective]), *([penalty] if penalty is not None else [])]
+    reading = purity.Reading(net, around)
+    if reading.reason:  # calling it would not be without a trace
+        found.why_eager = reading.reason
         return found
     try:
+        copy.deepcopy(net)
+    except Exception as error:  # a lock, a result of another step, ...: whatever the net holds
+        found.why_eager = f"{type(net).__name__} cannot be copied for a trial ({type(error).__name__})"
+        return found
+    with _as_before(reading, batch, here):
         torch.set_num_threads(found.threads)
-        found.channels_last = not strict and _likes_channels_last(net)
         way = _Way(net, objective, batch, precision=found.precision, channels_last=found.channels_last, **options)
         found.recorded, found.why_eager, found.seconds = way.lane.recorded, way.lane.words, way.seconds()
         if threads is None and here > 1 and found.seconds < _LIGHT:
             _try_one_thread(found, way, here)
-        if strict or found.seconds < _HEAVY:
-            return found
-        if precision == "auto" and "bf16" in devices.precisions(batch.inputs[0].device) and _has_bf16():
+        heavy = not strict and found.seconds >= _HEAVY
+        if heavy and precision == "auto" and "bf16" in devices.precisions(batch.inputs[0].device) and _has_bf16():
             other = _Way(net, objective, batch, precision="bf16", channels_last=found.channels_last, **options)
             full, half = _in_turn(way, other)
             if half < 0.85 * full and _learn_alike(net, objective, batch, penalty):
                 found.reasons["precision"] = _times(full, half, "fp32") + ", and it learns alike"
                 found.precision, found.seconds = "bf16", half
-        return found
+    return found
+
+
+@contextlib.contextmanager
+def _as_before(reading: purity.Reading, batch: Batch, threads: int) -> Iterator[None]:
+    """What a step writes to beside the copy of the net: a loss's parameters and buffers, the batch, threads."""
+    buffers = [b for module in reading.modules for b in module.buffers()]
+    buffers += [*reading.tensors, *(part for part in (*batch.inputs, batch.truth) if isinstance(part, Tensor))]
+    values = [buffer.detach().clone() for buffer in buffers]
+    gradients = [(p, p.grad) for module in reading.modules for p in module.parameters()]
+    try:
+        yield
     finally:
-        torch.set_num_threads(here)
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            for buffer, value in zip(buffers, values, strict=True):
+                buffer.copy_(value)
+        for p, gradient in gradients:
+            p.grad = gradient
 
 
 def _likes_channels_last(net: nn.Module) -> bool:
