@@ -185,9 +185,11 @@ class Reading:
         if kind.__module__ == "builtins":
             if kind.__name__ not in _BUILTINS:
                 raise _Found(f"{title}, the class {kind.__name__}")
-        elif _trusted(kind) and not _trusted(kind, ("itertools",)) and kind is not torch.Generator:
             return
-        elif issubclass(kind, torch.autograd.Function):
+        trusted = _trusted(kind) and not _trusted(kind, ("itertools",)) and kind is not torch.Generator
+        if trusted or any(issubclass(known, kind) for known in self._classes):  # super(Net, self), Net.forward(self, x)
+            return
+        if issubclass(kind, torch.autograd.Function):
             for name in ("forward", "backward", "setup_context", "jvp", "vmap"):
                 if isinstance(method := inspect.getattr_static(kind, name, None), staticmethod):
                     self._function(method.__func__, context=True)

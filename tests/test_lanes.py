@@ -306,7 +306,7 @@ def held_by(forward):
     return adds_a_generator if forward is own_generator else adds_parts
 
 
-RECORDED = [None, by_shape, buffer, plain_tensor, unused, detached, in_place, own_function]
+RECORDED = [None, torch_random, by_shape, buffer, plain_tensor, unused, detached, in_place, own_function]
 EAGER = [counter, python_random, numpy_random, branch, early_exit, appends, new_buffer, sometimes, writes_its_input,
          cuts_its_input, own_generator, prints, numpy_inside]  # fmt: skip
 

@@ -228,6 +228,13 @@ class Deeper(Deep):
         return self.two(x)
 
 
+class Old(Deep):
+    SCALE = 2.0
+
+    def forward(self, x):
+        return Deep.forward(self, x) * Old.SCALE + super(Old, self).forward(x)  # noqa: UP008
+
+
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -312,7 +319,7 @@ class Tagger(nn.Module):
 @pytest.mark.parametrize(
     "net",
     [
-        Deeper(), Gpt(Config()), Gpt(SimpleNamespace(n_head=2, width=8, dropout=0.0)), Block(), Tagger(),
+        Deeper(), Old(), Gpt(Config()), Gpt(SimpleNamespace(n_head=2, width=8, dropout=0.0)), Block(), Tagger(),
         nn.Transformer(8, 2, 1, 1, 8), nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.GELU()),
         parametrizations.weight_norm(nn.Linear(3, 3)), parametrizations.spectral_norm(nn.Linear(3, 3)),
         nn.TransformerEncoderLayer(8, 2, 8, activation=scaled),
@@ -514,6 +521,16 @@ class Below(Counting):
         return super().forward(x)
 
 
+class Beside(Counting):
+    def forward(self, x):
+        return Counting.forward(self, x)
+
+
+class Makes(Net):
+    def forward(self, x):
+        return Deep()(x)
+
+
 class Helper(nn.Module):
     def forward(self, x):
         return x
@@ -549,8 +566,10 @@ class Property(Net):
         return draw()
 
 
-@pytest.mark.parametrize("net", [Below(), Asking(), Named(), Property(), nn.Sequential(nn.Linear(2, 2), Counting())],
-                         ids=lambda net: type(net).__name__)  # fmt: skip
+CALLS = [Below(), Beside(), Makes(), Asking(), Named(), Property(), nn.Sequential(nn.Linear(2, 2), Counting())]
+
+
+@pytest.mark.parametrize("net", CALLS, ids=lambda net: type(net).__name__)
 def test_what_forward_calls_is_read_as_well(net):
     assert purity.reason(net) != ""
 
