@@ -154,6 +154,10 @@ def learn(
         objective = supervised(loss)
     if accumulate < 1:
         raise UsageError(f"accumulate is {accumulate}.", expected="1 or more batches a step")
+    if accumulate > 1 and compile == "on":
+        raise UsageError(
+            "compile is on, and gradients of several batches are added up eagerly.", fix="accumulate=1, or compile=auto"
+        )
     parameters = [p for p in net.parameters() if p.requires_grad]
     if not parameters:
         raise UsageError(
@@ -294,7 +298,7 @@ def _accumulated(
     if several and count is not None:
         total = torch.where(total > 0, total, 1) if isinstance(total, Tensor) else total
         whole = whole * scale / total
-        for parameter in net.parameters():
+        for parameter in lane.parameters:  # those of a loss that learns are among them
             if parameter.grad is not None:
                 parameter.grad.mul_(scale).div_(total)
     if penalty is not None and several:

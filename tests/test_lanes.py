@@ -1026,3 +1026,31 @@ def test_batches_that_are_cut_into_the_same_memory():
     _, lane = learned(other, Lasting(), F.cross_entropy, fused(other.parameters()), compile="on")
     assert lane.recorded
     assert_equal(net.state_dict(), other.state_dict())
+
+
+def test_gradients_of_several_batches_are_not_recorded_and_compile_on_says_so():
+    net = made()
+    with pytest.raises(UsageError, match="several batches are added up eagerly"):
+        next(lamina.learn(net, PARTS, F.cross_entropy, fused(net.parameters()), accumulate=2, compile="on"))
+    for compile in ("auto", "off"):
+        next(lamina.learn(net, PARTS, F.cross_entropy, fused(net.parameters()), accumulate=2, compile=compile))
+
+
+def test_a_loss_that_learns_gets_the_gradients_of_the_big_batch_from_small_ones():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, output, y):
+            return F.cross_entropy(output * self.scale, y)
+
+    ends = []
+    for parts, accumulate in (([(X[:8], Y[:8])], 1), ([(X[:4], Y[:4]), (X[4:8], Y[4:8])], 2)):
+        torch.manual_seed(0)
+        net, loss = nn.Linear(6, 3), Scaled()
+        optimizer = torch.optim.SGD([*net.parameters(), *loss.parameters()], lr=0.5)
+        for _ in lamina.learn(net, parts, loss, optimizer, accumulate=accumulate):
+            pass
+        ends.append(loss.scale.item())
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5) and ends[0] != 1.0
