@@ -11,12 +11,15 @@ whose size is no multiple of 16 is not joined to its neighbours, and is updated 
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import optimizer as torch_optimizer
 
 _LANE = 16  # numbers: a cache line of float32, the kernels' unit
 _STATES = {
@@ -25,6 +28,7 @@ _STATES = {
     "SGD": ("momentum_buffer",),
 }
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+_HOOKS_OF_ALL = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
 
 
 def why_not(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> str:
@@ -36,22 +40,31 @@ def why_not(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> s
         return f"{kind.__name__} updates its tensors one by one"
     if any(getattr(optimizer, hooks, None) for hooks in _HOOKS):
         return "has hooks of its own"
+    if any(getattr(torch_optimizer, hooks, None) for hooks in _HOOKS_OF_ALL):
+        return "has hooks, as all optimisers have here"
+    if "step" in vars(optimizer):
+        return "has a step that was replaced"
     if not all(group.get("fused") for group in optimizer.param_groups):
         return f"{kind.__name__} was not made with fused=True"
-    if any(isinstance(group["lr"], Tensor) or group.get("differentiable") for group in optimizer.param_groups):
+    rates = [rate for group in optimizer.param_groups for rate in (group["lr"], *group.get("betas", ()))]
+    if any(isinstance(rate, Tensor) for rate in rates) or any(g.get("differentiable") for g in optimizer.param_groups):
         return "has a rate that is a tensor, or is differentiable"
+    if not parameters:
+        return "has no parameters that get a gradient"
     if len({(p.device, p.dtype) for p in parameters}) > 1:
         return "has parameters of several types or devices"
     if parameters[0].device.type != "cpu" or parameters[0].dtype not in (torch.float32, torch.float64):
         return f"has parameters of {parameters[0].dtype} on {parameters[0].device}"
     if any(type(p) not in (Tensor, nn.Parameter) or not _dense(p) for p in parameters):
         return "has a parameter that is not a dense tensor of torch's"
-    storages = [p.untyped_storage()._cdata for p in parameters]
-    if len(set(storages)) < len(storages):
-        return "has parameters that share memory"
-    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if any(p.untyped_storage().nbytes() != p.nbytes for p in parameters):
+        return "has a parameter that is a part of another tensor"
+    known = {id(p): p for group in optimizer.param_groups for p in group["params"]}
     if not all(id(p) in known for p in parameters):
         return "does not hold all parameters that get a gradient"
+    wanted = {p.untyped_storage()._cdata for p in parameters}
+    if sum(p.untyped_storage()._cdata in wanted for p in known.values() if p.layout == torch.strided) > len(wanted):
+        return "has parameters that share memory"
     return ""
 
 
@@ -126,13 +139,12 @@ class Flat:
             return False
         if self._ready and any(states.get(p) is not own for p, own in self._tables):
             return False
-        try:  # equal are the same objects; comparing others gives a tensor, which is not one truth
-            return [state.get(name) for state, name in self._owners] == self._kept
-        except RuntimeError:
-            return False
+        return all(map(operator.is_, [state.get(name) for state, name in self._owners], self._kept))
 
     def update(self) -> None:
         """`optimizer.step()`, over everything at once. The first one is torch's own: it makes the state."""
+        if self._ready and any(_missing(own) for own in self._groups):  # momentum that was 0, for one
+            self._ready = False
         self._ready = self._ready or self._adopt()
         if not self._ready:
             for p, gradient in zip(self.parameters, self.gradients, strict=True):
@@ -157,6 +169,7 @@ class Flat:
 
     def _adopt(self) -> bool:
         """Take the optimiser's state into one tensor a kind; False where there is none yet, or it is not of one age."""
+        self._owners, self._kept, self._tables, self._steps = [], [], [], None
         if all(own.settings.get("momentum") == 0 for own in self._groups):
             return True  # SGD without memory
         states = [self.optimizer.state[p] for p in self.parameters]
@@ -207,27 +220,37 @@ class Flat:
         return parts
 
 
-def _adam(own: _Group) -> None:
+def _missing(own: _Group) -> bool:
+    """Whether the settings, which may change between steps, now ask for state that is not there."""
+    of = own.settings
+    return bool((of.get("momentum") and not own.states) or (of.get("amsgrad") and "max_exp_avg_sq" not in own.states))
+
+
+def _adam(own: _Group, decoupled: bool = False) -> None:
     of, states = own.settings, own.states
     beta1, beta2 = of["betas"]
-    kernel = torch._fused_adamw_ if of.get("decoupled_weight_decay") else torch._fused_adam_
+    kernel = torch._fused_adamw_ if of.get("decoupled_weight_decay", decoupled) else torch._fused_adam_
     kernel(
-        own.parameters, own.gradients, states["exp_avg"], states["exp_avg_sq"], states.get("max_exp_avg_sq", []),
-        own.steps, lr=of["lr"], beta1=beta1, beta2=beta2, weight_decay=of["weight_decay"], eps=of["eps"],
-        amsgrad=of["amsgrad"], maximize=of["maximize"],
+        own.parameters, own.gradients, states["exp_avg"], states["exp_avg_sq"],
+        states["max_exp_avg_sq"] if of["amsgrad"] else [], own.steps, lr=of["lr"], beta1=beta1, beta2=beta2,
+        weight_decay=of["weight_decay"], eps=of["eps"], amsgrad=of["amsgrad"], maximize=of["maximize"],
     )  # fmt: skip
 
 
 def _sgd(own: _Group) -> None:
     of = own.settings
     torch._fused_sgd_(
-        own.parameters, own.gradients, own.states.get("momentum_buffer", []), weight_decay=of["weight_decay"],
-        momentum=of["momentum"], lr=of["lr"], dampening=of["dampening"], nesterov=of["nesterov"],
-        maximize=of["maximize"], is_first_step=False,
+        own.parameters, own.gradients, own.states["momentum_buffer"] if of["momentum"] else [],
+        weight_decay=of["weight_decay"], momentum=of["momentum"], lr=of["lr"], dampening=of["dampening"],
+        nesterov=of["nesterov"], maximize=of["maximize"], is_first_step=False,
     )  # fmt: skip
 
 
-_KERNELS: dict[str, Callable[[_Group], None]] = {"Adam": _adam, "AdamW": _adam, "SGD": _sgd}
+_KERNELS: dict[str, Callable[[_Group], None]] = {
+    "Adam": _adam,
+    "AdamW": functools.partial(_adam, decoupled=True),  # of itself, before torch 2.7 made it a kind of Adam
+    "SGD": _sgd,
+}
 
 
 def clip_norm(gradient: Tensor, largest: float) -> Tensor:
