@@ -138,25 +138,20 @@ def _flushed() -> Iterator[None]:
 
 
 def _new_threads() -> None:
-    """End the threads of torch's OpenMP, which starts new ones when it needs them."""
-    library = _openmp()
-    if library is not None:
+    """End the threads of OpenMP, which starts new ones when it needs them."""
+    for library in _openmp():
         library.omp_pause_resource_all(1)
 
 
-@functools.cache
-def _openmp() -> Any:
-    """The OpenMP runtime that torch has loaded, where it can pause (OpenMP 5.0); None elsewhere."""
+def _openmp() -> list[Any]:
+    """The OpenMP runtimes that are loaded and can pause (OpenMP 5.0). There may be several: scikit-learn brings its own."""
     try:
         with open("/proc/self/maps", encoding="utf-8") as lines:
             paths = {line.split(maxsplit=5)[-1].strip() for line in lines if "libgomp" in line or "libomp" in line}
     except OSError:  # not Linux
-        return None
-    for path in sorted(paths):
-        library = ctypes.CDLL(path)
-        if hasattr(library, "omp_pause_resource_all"):
-            return library
-    return None
+        return []
+    libraries = [ctypes.CDLL(path) for path in sorted(paths)]
+    return [library for library in libraries if hasattr(library, "omp_pause_resource_all")]
 
 
 @contextlib.contextmanager

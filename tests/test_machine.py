@@ -73,6 +73,20 @@ def test_threads_that_are_born_inside_do_not_flush_afterwards():
 
 
 @needs_flushing
+def test_torchs_threads_are_the_ones_that_are_made_anew_where_others_have_openmp_too():
+    """scikit-learn loads a runtime of its own, whose threads are not torch's."""
+    command = (
+        "import sklearn.cluster, torch; from lamina import machine\n"
+        "big = lambda: int(((torch.full((400_000,), 1e-30) * 1e-10) != 0).sum())\n"
+        "torch.set_num_threads(2)\nbefore = big()\n"
+        "with machine.ready(threads=2):\n    inside = big()\n"
+        "print(before, inside, big())"
+    )
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(LARGE), "0", str(LARGE)]
+
+
+@needs_flushing
 def test_strict_keeps_denormals():
     with machine.ready(strict=True, threads=1):
         assert kept() == LARGE and not machine.flushes()
@@ -140,9 +154,9 @@ def test_memory_is_kept_and_given_back(monkeypatch):
     assert calls[2:] == [("trim", 0)]
 
 
-@pytest.mark.parametrize("part", ["_glibc", "_openmp"])
-def test_where_there_is_no_glibc_or_openmp_nothing_is_called(monkeypatch, part):
-    monkeypatch.setattr(machine, part, lambda: None)
+@pytest.mark.parametrize(("part", "nothing"), [("_glibc", None), ("_openmp", [])])
+def test_where_there_is_no_glibc_or_openmp_nothing_is_called(monkeypatch, part, nothing):
+    monkeypatch.setattr(machine, part, lambda: nothing)
     with machine.ready(threads=1):
         assert torch.ones(3).sum() == 3
     assert not machine.flushes()
