@@ -8,6 +8,7 @@ that verifies, so there is no pointer that could be wrong.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +159,7 @@ def pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
         if isinstance(node, list):
             return [walk(part, f"{place}.{k}") for k, part in enumerate(node)]
         if isinstance(node, float) and node != node:
-            return {"$float": "nan"}
+            return {"$float": "nan" if math.copysign(1, node) > 0 else "-nan"}
         if isinstance(node, float) and node in (float("inf"), float("-inf")):
             return {"$float": str(node)}
         if node is None or isinstance(node, (bool, int, float, str)):

@@ -118,7 +118,7 @@ def test_any_nest_comes_back_as_it_was(tree):
         {"$tensor": "state"},
         {"$": 1, "a": 2},
         {(1, ("x",)): [()], None: {}},
-        [float("nan"), float("inf"), -float("inf"), -0.0, 5e-324, 2**4000, -(2**63)],
+        [float("nan"), float("-nan"), float("inf"), -float("inf"), -0.0, 5e-324, 2**4000, -(2**63)],
         torch.arange(12.0).reshape(3, 4)[:, ::2],
         torch.tensor([1 + 2j]).conj(),
         np.arange(6)[::-2],
