@@ -17,7 +17,7 @@ from typing import Any
 import contest
 from contest import Clock
 from pictures import mnist
-from tutorial import BATCH, accuracy, build
+from tutorial import BATCH, accuracy, build, learn_by_hand
 
 
 def datasets(data: str) -> tuple[Any, Any]:
@@ -91,21 +91,10 @@ def dataloader(workers: int) -> contest.Contender:
 
 
 def hand(asked: argparse.Namespace, clock: Clock) -> dict[str, Any]:
-    import torch
-    from torch.nn import functional as F
-
     train, test = datasets(asked.data)
     x, y = table(train)
     net = build()
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
-    clock.begin()
-    for _ in range(asked.epochs):
-        for rows in torch.randperm(len(x)).split(BATCH):
-            loss = F.cross_entropy(net(x.index_select(0, rows)), y.index_select(0, rows))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        clock.lap()
+    learn_by_hand(net, x, y, asked.epochs, clock)
     return {"accuracy": accuracy(net, *table(test))}
 
 

@@ -37,21 +37,25 @@ def accuracy(net: Any, x: Any, y: Any) -> float:
 
 
 def hand(asked: argparse.Namespace, clock: Clock) -> dict[str, Any]:
+    x, y, x2, y2 = floats(asked.data)
+    net = build()
+    learn_by_hand(net, x, y, asked.epochs, clock)
+    return {"accuracy": accuracy(net, x2, y2)}
+
+
+def learn_by_hand(net: Any, x: Any, y: Any, epochs: int, clock: Clock) -> None:
     import torch
     from torch.nn import functional as F
 
-    x, y, x2, y2 = floats(asked.data)
-    net = build()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
     clock.begin()
-    for _ in range(asked.epochs):
+    for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(BATCH):
             loss = F.cross_entropy(net(x.index_select(0, rows)), y.index_select(0, rows))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         clock.lap()
-    return {"accuracy": accuracy(net, x2, y2)}
 
 
 def dataloader(asked: argparse.Namespace, clock: Clock) -> dict[str, Any]:

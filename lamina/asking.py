@@ -162,7 +162,7 @@ def free_folder(runs: Path, name: str | None, source: Any) -> Path:
 
 
 def open_source(source: Any, wanted: Recipe, objects: dict[str, Any], groups: Any, times: Any) -> sources_.Source:
-    with mapped.limited(recipes.size_in_bytes(wanted.memory) if wanted.memory else None):
+    with mapped.limited(wanted.memory_bytes):
         return _open_source(source, wanted, objects, groups, times)
 
 

@@ -20,7 +20,7 @@ from lamina import checks, mapped, names, splits
 from lamina.batches import keeping_generators, unpack
 from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, UsageError, near
-from lamina.recipe import Recipe, share, size_in_bytes
+from lamina.recipe import Recipe, share
 from lamina.sources import Examples, Source
 from lamina.targets.base import Target, bare
 
@@ -192,7 +192,7 @@ def choose_target(
 
 def load(recipe: Recipe, source: Source, **options: Any) -> tuple[Data, Recipe]:
     """Choose, split, check, fit and encode, within the memory that columns may take: see `_load`."""
-    with mapped.limited(size_in_bytes(recipe.memory) if recipe.memory else None):
+    with mapped.limited(recipe.memory_bytes):
         return _load(recipe, source, **options)
 
 

@@ -38,7 +38,7 @@ from lamina import (
 from lamina.batches import Batch, balanced, keeping_generators
 from lamina.errors import LaminaError, ResourceError, UsageError, near
 from lamina.finder import find_learning_rate
-from lamina.recipe import Origin, Recipe, size_in_bytes
+from lamina.recipe import Origin, Recipe
 from lamina.watchers.screen import Screen
 
 
@@ -188,7 +188,7 @@ def batches(job: Job, part: str, *, shuffle: bool = True, net: nn.Module | None 
     if recipe.cache:
         options["cache"] = True
     if recipe.memory:
-        options["memory"] = size_in_bytes(recipe.memory)
+        options["memory"] = recipe.memory_bytes
     if part != "train" or not shuffle:
         size = recipe.batch_size if not job.supervised else max(512, recipe.batch_size or 1)
         return loaded.domain.batches(net, encoded, rows, shuffle=False, **{**options, "batch_size": size})
@@ -249,11 +249,9 @@ def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.d
         )
     if type(loaded.domain).loss is not data.Domain.loss:
         return  # the domain computes its loss itself
-    encoded, rows = loaded.parts["train"]
     lazy = any(isinstance(p, nn.parameter.UninitializedParameter) for p in net.parameters())
     with evaluating(net), keeping_generators(not lazy), torch.enable_grad():
-        options = {"batch_size": recipe.batch_size, "device": device, "shuffle": False}
-        batch = first_batch(loaded.domain.batches(net, encoded, rows, **options))
+        batch = first_to_learn(net, loaded, device, recipe)
         shapes = " and ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in batch.inputs)
         try:
             output = loaded.domain.outputs(net, batch)
@@ -306,6 +304,13 @@ def memory_in_words() -> Iterator[None]:
             f"The memory is used up: {(str(error).splitlines() or ['no more can be had'])[0]}",
             fix="a smaller --batch-size (--accumulate keeps the step as it was), a smaller net, or --precision bf16",
         ) from error
+
+
+def first_to_learn(net: nn.Module, loaded: data.Data, device: torch.device, recipe: Recipe) -> Batch:
+    """The first training examples, as many as a step has, in their own order and as they are."""
+    encoded, rows = loaded.parts["train"]
+    options = {"batch_size": recipe.batch_size, "device": device, "shuffle": False}
+    return first_batch(loaded.domain.batches(net, encoded, rows, **options))
 
 
 def first_batch(walk: Any) -> Batch:
@@ -493,10 +498,8 @@ def fit_to_machine(job: Job) -> None:
     job.facts["step"] = {"recorded": False, "why": "", "channels_last": False}
     if not job.supervised or job.device.type != "cpu" or (recipe.accumulate or 1) > 1:
         return
-    encoded, rows = job.data.parts["train"]
-    options = {"batch_size": recipe.batch_size, "device": job.device, "shuffle": False}
     with keeping_generators():
-        batch = first_batch(job.data.domain.batches(job.net, encoded, rows, **options))
+        batch = first_to_learn(job.net, job.data, job.device, recipe)
     choice = trial.choose(
         job.net, objective(job), batch, threads=recipe.threads, precision="auto" if auto else recipe.precision or "fp32",
         strict=bool(recipe.strict), compile=recipe.compile or "auto", penalty=penalty(recipe),
@@ -512,12 +515,13 @@ def fit_to_machine(job: Job) -> None:
 
 
 def lay_out(job: Job) -> None:
-    """The memory layout that was measured as the fastest. The net is the same to its owner."""
+    """The memory layout that fits the net. To its owner it is the same net."""
     if job.facts.get("step", {}).get("channels_last"):
         job.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def lay_back(job: Job) -> None:
+    """The layout that the net came in."""
     if job.facts.get("step", {}).get("channels_last"):
         job.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 

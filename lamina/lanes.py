@@ -54,6 +54,12 @@ class _Still:
         inputs = (prepared(self.prepare, self.inputs[0]), *self.inputs[1:])
         return _Still(inputs, self.truth, self.count, self.known)
 
+    def take(self, tensors: Sequence[Tensor]) -> None:
+        """Another batch, in the same memory."""
+        for stays, part in zip(self.tensors, tensors, strict=True):
+            if stays is not part:
+                stays.copy_(part)
+
     def __iter__(self) -> Iterator[Tensor]:
         yield from self.inputs
         if self.truth is not None:
@@ -80,8 +86,6 @@ class _Recording:
     tape: tape.Tape
     used: list[Tensor]  # the parameters that get gradients
     count: Any  # what the loss's mean is over: a number, None, or a tensor of the tape
-    places: list[Tensor]  # of gradients that no kernel writes to their place
-    strays: list[Tensor]
     confirmed: bool = False  # a second batch went the same way
     replays: int = 0  # since it was last compared with an eager step
 
@@ -145,9 +149,7 @@ class Lane:
         if found is None or not found.confirmed or due:
             self._epoch = batch.epoch
             return self._recorded(batch, tensors, key, found)
-        for stays, part in zip(found.batch.tensors, tensors, strict=True):
-            if stays is not part:
-                stays.copy_(part)
+        found.batch.take(tensors)
         found.replays += 1
         return self._replayed(found)
 
@@ -219,9 +221,8 @@ class Lane:
         self._drop()
         drawing = masks.Fast() if self._fast and batch.count > self._small else None
         batch = batch.ready()
-        with self.autocast, drawing or contextlib.nullcontext():
-            value, count = self.objective(self.net, batch)
-            full = value + self.penalty(self.net) if self.penalty is not None else value
+        with drawing or contextlib.nullcontext():
+            value, full, count = self._losses(batch)
         full.backward()
         if drawing is not None and not drawing.seen:
             self._small = batch.count
@@ -234,6 +235,12 @@ class Lane:
         if self._lay_flat():
             self._join([p.grad for p in used])  # type: ignore[misc]
         return value.detach(), full.detach(), count
+
+    def _losses(self, batch: Any) -> Gradients:
+        """The loss, the loss with penalties, and what its mean is over; not detached."""
+        with self.autocast:
+            value, count = self.objective(self.net, batch)
+            return value, value + self.penalty(self.net) if self.penalty is not None else value, count
 
     def _lay_flat(self) -> bool:
         """Whether the parameters that get gradients lie flat; they are laid so the first time."""
@@ -280,9 +287,7 @@ class Lane:
     def _recorded(self, batch: Batch, tensors: list[Tensor], key: Any, found: _Recording | None) -> Gradients:
         """An eager step, which is then made again: recorded, and replayed."""
         still = _still(batch) if found is None else found.batch
-        for stays, part in zip(still.tensors, tensors, strict=True):
-            if stays is not part:
-                stays.copy_(part)
+        still.take(tensors)
         before = _Kept(self._guard, still.tensors)
         used = self._used
         step = value, full, count = self._eager(batch)
@@ -317,7 +322,7 @@ class Lane:
         if not _all_the_same(given, self._used or []):
             raise tape.Unrecordable("gives gradients to other parameters when it is recorded")
         known, written = self._known(still), _written(operations)
-        if written & set(map(_storage, still.tensors)):
+        if written & set(map(tape.storage, still.tensors)):
             raise tape.Unrecordable("writes into its batch")
         if written - known - {key for operation in operations for key in operation.made}:
             raise tape.Unrecordable("writes to a tensor that is no buffer of the net")
@@ -337,17 +342,14 @@ class Lane:
             self._show(gradients)
 
     def _differentiated(self, still: _Still) -> tuple[Tensor, Tensor, Any, Sequence[Tensor | None]]:
-        still = still.ready()
-        with self.autocast:
-            value, count = self.objective(self.net, still)
-            full = value + self.penalty(self.net) if self.penalty is not None else value
+        value, full, count = self._losses(still.ready())
         return value, full, count, torch.autograd.grad(full, self.parameters, allow_unused=True)
 
     def _known(self, still: _Still) -> set[int]:
         """Memory that stays where it is, whatever is in it."""
         prepare = still.prepare if isinstance(still.prepare, nn.Module) else nn.Module()
         lasting = [*self._guard.parameters, *self._guard.lasting, *prepare.parameters(), *prepare.buffers()]
-        return set(map(_storage, (*lasting, *still.tensors)))
+        return set(map(tape.storage, (*lasting, *still.tensors)))
 
     def _tape(
         self, still: _Still, flow: list[Any], operations: list[Any], value: Tensor, full: Tensor, count: Any,
@@ -357,28 +359,14 @@ class Lane:
         first = len(kept)
         kept += [gradient for gradient in gradients if gradient is not None]
         places = self.flat.gradients if self.flat is not None else []
-        fitting = {
-            first + k: place
-            for k, (place, gradient) in enumerate(zip(places, kept[first:], strict=False))
-            if gradient.stride() == place.stride() and gradient.untyped_storage().nbytes() == place.nbytes
-        }
-        made = tape.Tape(operations, kept, fitting)
-        strays = [
-            (place, given)
-            for place, given in zip(places, made.given[first:], strict=False)
-            if given.data_ptr() != place.data_ptr()
-        ]
-        return _Recording(
-            still, flow, made, self._used or [], count, [place for place, _ in strays], [given for _, given in strays]
-        )
+        made = tape.Tape(operations, kept, dict(enumerate(places, first)))
+        return _Recording(still, flow, made, self._used or [], count)
 
     def _replayed(self, found: _Recording) -> Gradients:
         found.tape.replay()
         given = found.tape.given
         value, full = given[0], given[1]
         count = given[2] if isinstance(found.count, Tensor) else found.count
-        if found.strays:
-            torch._foreach_copy_(found.places, found.strays)
         self._used = found.used
         self._show(self.flat.gradients if self.flat is not None else given[-len(found.used) :])
         self._joined = self.flat is not None
@@ -454,10 +442,6 @@ class _Kept:
         return _same(self._tensors, self._values) and torch.equal(self._generator, torch.get_rng_state())
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
 def _written(operations: Sequence[tape.Operation]) -> set[int]:
     """Memory that operations write to beside what they return."""
     found: set[int] = set()
@@ -468,7 +452,7 @@ def _written(operations: Sequence[tape.Operation]) -> set[int]:
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = given.get(argument.name)
                 parts = value if isinstance(value, (list, tuple)) else [value]
-                found.update(_storage(part) for part in parts if isinstance(part, Tensor))
+                found.update(tape.storage(part) for part in parts if isinstance(part, Tensor))
     return found
 
 

@@ -148,10 +148,10 @@ def count(loss: Loss, output: Tensor, truth: Tensor, examples: int, *, known: bo
 
     - cross-entropy and negative log-likelihood of class numbers: the sum of the class weights of the truths that are
       not ignored, a 0-d tensor on their device (nothing waits for it). Where it is 0 torch's loss is 0/0: leave that
-      micro-batch out, or take `torch.where(c > 0, c * loss, 0)`, whose gradient is 0;
+      micro-batch out, or take `torch.where(c > 0, c * loss, 0)`, whose gradient is 0. A plain number where it is `known`
+      that no truth is negative, so that none is ignored, and classes have no weights;
     - of probabilities: the number of distributions;
     - a sum (`reduction="sum"`): None, micro-batches simply add;
-    - the same where it is `known` that no truth is negative, none can be ignored and classes have no weights: a number;
     - any other callable: `examples`. Right for a mean over examples, and for one over numbers when every example has as
       many of them.
 

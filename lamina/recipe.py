@@ -158,6 +158,10 @@ class Recipe(BaseModel):
     baselines: bool | None = Field(None, description="Measure simple models beside the net.")
     report: bool | None = Field(None, description="Draw figures and write report.html.")
 
+    @property
+    def memory_bytes(self) -> int | None:
+        return None if self.memory is None else size_in_bytes(self.memory)
+
     @field_validator("budget", mode="before")
     @classmethod
     def _budget(cls, value: Any) -> Any:

@@ -20,7 +20,6 @@ from lamina import run as runs_
 from lamina import state as states
 from lamina.history import History
 from lamina.job import Job
-from lamina.recipe import size_in_bytes
 from lamina.report import writing
 
 TRAIN_SCORE_MOST = 10_000  # training examples scored at the end, to show the gap to the test
@@ -126,7 +125,7 @@ def _simple_models(job: Job, facts: dict[str, Any]) -> list[dict[str, Any]]:
     table, truth = encoded.inputs[0].numpy(), loaded.truth("train")
     assert truth is not None
     if mapped.is_mapped(table):  # simple models take no more than fits into memory, and need no more
-        most = max(1000, size_in_bytes(job.recipe.memory or "64MiB") // max(1, table[0].nbytes))
+        most = max(1000, (job.recipe.memory_bytes or 64 << 20) // max(1, table[0].nbytes))
         some = np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)
         rows, truth = rows[some], truth[some]
     return baselines.baselines(

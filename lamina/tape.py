@@ -64,12 +64,13 @@ class Operation:
         return [leaf for leaf in tree_leaves((self.arguments, self.keywords)) if isinstance(leaf, Tensor)]
 
 
-def _storage(tensor: Tensor) -> int:
+def storage(tensor: Tensor) -> int:
+    """Which piece of memory a tensor lies on, for as long as somebody holds that."""
     return tensor.untyped_storage()._cdata
 
 
 def _span(tensor: Tensor) -> Span:
-    return (_storage(tensor), tensor.dtype, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
+    return (storage(tensor), tensor.dtype, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
 
 
 class _Recorder(TorchDispatchMode):
@@ -101,7 +102,7 @@ class _Recorder(TorchDispatchMode):
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in given:
             _check(tensor, function)
-            self._seen.add(_storage(tensor))
+            self._seen.add(storage(tensor))
         run = self._instead.get(function, function)
         # What Python has made, such as torch.tensor(0.0), comes in here. It is copied, so that it can be had anew.
         result = args[0].clone() if function is aten.lift_fresh.default else run(*args, **kwargs)
@@ -113,7 +114,7 @@ class _Recorder(TorchDispatchMode):
             raise Unrecordable(f"gets lists of tensors beside others ({function})")
         for tensor in results:
             _check(tensor, function)
-        made = list(dict.fromkeys(key for key in map(_storage, results) if key not in self._seen))
+        made = list(dict.fromkeys(key for key in map(storage, results) if key not in self._seen))
         self._seen.update(made)
         self.operations.append(Operation(function, run, args, kwargs, results, made))
         return result
@@ -243,7 +244,7 @@ def _calls(operations: list[Operation]) -> list[_Call]:
     written: set[int] = set()  # by an operation that changes what it is given
     for operation in operations:
         if operation.function._schema.is_mutable or operation.function in _WRITING:
-            written.update(map(_storage, operation.tensors()))
+            written.update(map(storage, operation.tensors()))
     calls = []
     for operation in operations:
         seeded = torch.Tag.nondeterministic_seeded in operation.function.tags
@@ -285,7 +286,7 @@ def _call(operation: Operation) -> _Call:
     own = function._op if operation.run is operation.function else operation.run
     return _Call(
         into or own, arguments, keywords, operation.results, operation.made, into is not None,
-        {*map(_storage, tensors), *map(_storage, operation.results)}, str(operation.function),
+        {*map(storage, tensors), *map(storage, operation.results)}, str(operation.function),
     )  # fmt: skip
 
 
@@ -306,9 +307,9 @@ def _places_taken(calls: list[_Call], stays: set[int]) -> dict[int, int]:
             continue
         result, tensors = call.results[0], [part for part in call.arguments if isinstance(part, Tensor)]
         for tensor in tensors:
-            key = _storage(tensor)
+            key = storage(tensor)
             root = roots.get(key, key)
-            others = [roots.get(_storage(part), _storage(part)) for part in tensors if _span(part) != _span(tensor)]
+            others = [roots.get(storage(part), storage(part)) for part in tensors if _span(part) != _span(tensor)]
             alone = key in made and root not in stays and last[root] == number and root not in others
             if alone and _span(tensor)[1:] == _span(result)[1:]:
                 roots[call.made[0]] = root
@@ -380,10 +381,10 @@ class Tape:
         static = {key for call in calls if call.static for key in call.made}
         owners: dict[int, int] = {}  # storages that are the own memory of what is kept: by its number
         for number, tensor in enumerate(kept):
-            if _storage(tensor) in static | moved and _apart(tensor):
-                owners.setdefault(_storage(tensor), number)
+            if storage(tensor) in static | moved and _apart(tensor):
+                owners.setdefault(storage(tensor), number)
         homes = {key: into[n] for key, n in owners.items() if n in into and key in static and _fits(kept[n], into[n])}
-        stays = {*map(_storage, kept)}
+        stays = {*map(storage, kept)}
         roots = _places_taken(calls, stays)
         for call in calls:
             call.uses = {roots.get(key, key) for key in call.uses}
@@ -432,7 +433,7 @@ class Tape:
         for number, (arguments, keywords, call) in enumerate(ready):
             function = call.function
             if not call.static:
-                function = _anew(function, [self._live.get(_storage(result), {}) for result in call.results])
+                function = _anew(function, [self._live.get(storage(result), {}) for result in call.results])
             self.calls.append((function, arguments, keywords))
             self.names.append(call.name)
             if number in ending:
@@ -441,7 +442,7 @@ class Tape:
         self.given: list[Tensor] = []
         for number, (tensor, source) in enumerate(zip(kept, found, strict=True)):
             home = into.get(number)
-            if owners.get(_storage(tensor)) == number and (home is None or _storage(tensor) in homes):
+            if owners.get(storage(tensor)) == number and (home is None or storage(tensor) in homes):
                 self.given.append(source)
             else:  # it shares memory with something else, or has no kernel that writes where it is wanted
                 own = torch.empty_like(source) if home is None else home.detach()
@@ -466,9 +467,9 @@ def _anew(function: Any, tensors: list[dict[Span, Tensor]]) -> Callable[..., Non
         results = function(*arguments, **keywords)
         found = [results] if isinstance(results, Tensor) else [part for part in results if part is not None]
         for result, views in zip(found, places, strict=True):
-            storage = result.untyped_storage()
+            memory = result.untyped_storage()
             for tensor, offset, size, stride in views:
-                tensor.set_(storage, offset, size, stride)
+                tensor.set_(memory, offset, size, stride)
 
     return call
 

@@ -178,7 +178,7 @@ def resume(
                 fix="lamina.resume(run, (x, y), net=...) from Python",
             )
         given: dict[str, Any] = {k: v for k, v in (("valid", valid), ("test", test)) if v is not None}
-        with mapped.limited(recipes.size_in_bytes(asked.memory) if asked.memory else None):
+        with mapped.limited(asked.memory_bytes):
             opened = source if isinstance(source, sources_.Source) else kinds[0].read(
                 asked.source if source is None else source, **{**runs_.given_sources(asked), **given}
             )  # fmt: skip

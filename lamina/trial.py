@@ -39,16 +39,16 @@ class Choice:
     recorded: bool = False
     why_eager: str = ""
     seconds: float = math.nan  # a step's gradients
-    reasons: dict[str, str] = field(default_factory=dict)  # of threads, layout, precision
+    reasons: dict[str, str] = field(default_factory=dict)  # of threads and precision
 
 
 class _Way:
-    """One way to make steps, on a copy of the net."""
+    """One way to make steps, on a net of its own."""
 
     def __init__(
         self, net: nn.Module, objective: Any, batch: Batch, *, precision: str, channels_last: bool, **options: Any
     ):
-        net = copy.deepcopy(net).train(net.training)
+        net.train(net.training)
         if channels_last:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         device = next(net.parameters()).device
@@ -95,19 +95,21 @@ def choose(
         found.why_eager = reading.reason
         return found
     try:
-        copy.deepcopy(net)
+        own = copy.deepcopy(net)
     except Exception as error:  # a lock, a result of another step, ...: whatever the net holds
         found.why_eager = f"{type(net).__name__} cannot be copied for a trial ({type(error).__name__})"
         return found
     with _as_before(reading, batch, here):
         torch.set_num_threads(found.threads)
-        way = _Way(net, objective, batch, precision=found.precision, channels_last=found.channels_last, **options)
+        way = _Way(own, objective, batch, precision=found.precision, channels_last=found.channels_last, **options)
         found.recorded, found.why_eager, found.seconds = way.lane.recorded, way.lane.words, way.seconds()
         if threads is None and here > 1 and found.seconds < _LIGHT:
             _try_one_thread(found, way, here)
         heavy = not strict and found.seconds >= _HEAVY
         if heavy and precision == "auto" and "bf16" in devices.precisions(batch.inputs[0].device) and _has_bf16():
-            other = _Way(net, objective, batch, precision="bf16", channels_last=found.channels_last, **options)
+            other = _Way(
+                copy.deepcopy(net), objective, batch, precision="bf16", channels_last=found.channels_last, **options
+            )
             full, half = _in_turn(way, other)
             if half < 0.85 * full and _learn_alike(net, objective, batch, penalty):
                 found.reasons["precision"] = _times(full, half, "fp32") + ", and it learns alike"

@@ -66,6 +66,25 @@ class Walkable(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class Epochs:
+    """What all batches share whose epoch k is a function of k: nothing to save, and a pass of `for` is the next epoch."""
+
+    _next_epoch = 0
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        raise NotImplementedError(f"{type(self).__name__} must define epoch")
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+        return self.epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
 _WIDER = {"uint16": np.int32, "uint32": np.int64}  # torch holds these but cannot index them
 
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lamina import mapped
-from lamina.batches.batch import Batch, Order, tensor
+from lamina.batches.batch import Batch, Epochs, Order, tensor
 from lamina.errors import DataError, UsageError
 from lamina.keyed import Key, number, permutation
 
 
-class Batches:
+class Batches(Epochs):
     """Columns in memory -> batches in keyed order.
 
     inputs: a tensor or array (N, ...), or a tuple of them; truth: (N, ...) or None. `indices` picks the rows (a split);
@@ -64,7 +64,6 @@ class Batches:
         self._known = self.truth is not None and not self.truth.is_floating_point() and bool(torch.all(self.truth >= 0))
         self.reuse = False  # cut every batch into the same memory, and leave `prepare` to the loop that set this
         self._memory: dict[int, list[Tensor]] = {}
-        self._next_epoch = 0
         self._length = self.rows if order is None else len(order(seed, 0))
 
     def __len__(self) -> int:
@@ -107,16 +106,6 @@ class Batches:
         for column, part in zip(table, memory, strict=True):
             mapped.take(column, indices, out=part)
         return memory
-
-    def __iter__(self) -> Iterator[Batch]:
-        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
-        return self.epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
 
 def _checked(indices: Any, rows: int) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lamina.batches import workers as processes
-from lamina.batches.batch import Batch, Order, moved, tensor, unpack
+from lamina.batches.batch import Batch, Epochs, Order, moved, tensor, unpack
 from lamina.batches.columns import Batches
 from lamina.batches.items import Reader
 from lamina.batches.kept import Kept
@@ -33,7 +33,7 @@ STEP = 5e-4  # seconds: the shortest step that reading should keep up with
 MOST = 16  # workers that are started unasked
 
 
-class DatasetBatches:
+class DatasetBatches(Epochs):
     """A map-style `Dataset` -> batches in keyed order.
 
     Items are (input, ..., truth); `__getitems__` is used where the Dataset has it (its random transforms are then keyed
@@ -85,7 +85,6 @@ class DatasetBatches:
         self.kept = Kept(len(dataset), memory) if cache is True else cache or None
         self.reuse = False  # see `Batches`
         self.columns: Any = None  # batches of what was kept, when all of it is
-        self._next_epoch = 0
         self._pool: list[tuple[Any, Any]] = []  # the workers, and what the Dataset was when they were made
         self._ending = weakref.finalize(self, _close, self._pool)
 
@@ -204,19 +203,9 @@ class DatasetBatches:
             )  # fmt: skip
         return self.columns
 
-    def __iter__(self) -> Iterator[Batch]:
-        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
-        return self.epoch(epoch)
-
     def close(self) -> None:
         """End the workers. They end by themselves when nobody holds these batches any more."""
         _close(self._pool)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
 
 def _close(pool: list[tuple[Any, Any]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamina.batches.batch import Batch, tensor
+from lamina.batches.batch import Batch, Epochs, tensor
 from lamina.batches.columns import Batches
 from lamina.errors import DataError, rows
 from lamina.keyed import number, permutation
@@ -21,7 +21,7 @@ from lamina.keyed import number, permutation
 WINDOW = 100  # batches that are sorted together: more leave less padding, fewer more chance
 
 
-class RaggedBatches:
+class RaggedBatches(Epochs):
     """Sequences of many lengths -> batches of (padded, lengths), in keyed order.
 
     sequences: arrays or tensors (T,) or (T, C), T at least 1; truth: (N, ...) or None. `padding` fills what is missing at
@@ -58,7 +58,6 @@ class RaggedBatches:
             torch.arange(len(parts)), truth, batch_size=batch_size, shuffle=shuffle, seed=seed, indices=indices,
             drop_last=drop_last,
         )  # fmt: skip
-        self._next_epoch = 0
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -90,16 +89,6 @@ class RaggedBatches:
             answers = None if truth is None else truth.index_select(0, indices).to(self.device)
             on_device = indices.to(self.device)
             yield Batch((padded, lengths.to(self.device)), answers, on_device, len(indices), epoch, self.seed)
-
-    def __iter__(self) -> Iterator[Batch]:
-        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
-        return self.epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
 
 def _alike(parts: list[Tensor]) -> None:

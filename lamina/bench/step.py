@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import io
 import statistics
 import time
@@ -103,7 +102,7 @@ def copied(job: Job, walk: Any = None) -> Copy:
         group["lr"] = group["initial_lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
     walk = jobs.batches(mine, "train", net=net) if walk is None else walk
     recipe = job.recipe
-    settings: dict[str, Any] = {
+    options: dict[str, Any] = {
         "objective": jobs.objective(mine),
         "penalty": jobs.penalty(recipe),
         "clip_norm": recipe.clip_norm or 0.0,
@@ -114,8 +113,6 @@ def copied(job: Job, walk: Any = None) -> Copy:
         "strict": bool(recipe.strict),
         "ema": jobs.build_ema(mine),
     }
-    known = inspect.signature(engine.learn).parameters
-    options = {name: value for name, value in settings.items() if name in known}
     return Copy(net, optimizer, walk, jobs.build_schedule(mine, walk), options)
 
 

@@ -50,9 +50,7 @@ class Scale(nn.Module):
         self.register_buffer("std", None if std is None else torch.tensor(std, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        own = (
-            x.dtype != torch.float32
-        )  # then float() makes a tensor of ours, which is worked on in place: half the time
+        own = x.dtype != torch.float32  # then float() makes a tensor of ours, which can be worked on in place
         x = x.float()
         if self.divisor != 1.0:
             x, own = x.div_(self.divisor) if own else x / self.divisor, True
