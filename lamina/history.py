@@ -17,6 +17,7 @@ class History:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = ""  # why training ended before its planned end
+    _told: int = 0  # entries that are in the file already
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "stopped": self.stopped}
@@ -25,4 +26,10 @@ class History:
         self.rows, self.stopped = list(state["rows"]), state["stopped"]
 
     def text(self) -> str:
-        return "".join(json.dumps(row, default=float) + "\n" for row in self.rows)
+        self._told = 0
+        return self.news()
+
+    def news(self) -> str:
+        """The entries since the last time: a long training must not write all of them in every epoch."""
+        told, self._told = self._told, len(self.rows)
+        return "".join(json.dumps(row, default=float) + "\n" for row in self.rows[told:])

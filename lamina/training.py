@@ -648,7 +648,7 @@ def _learn(job: Job, learning: _Learning, signals: _Signals) -> None:
                     expected="Stop(reason), Save(tag), Log(values) or None",
                 )
         if progress.epoch_end:
-            files.write(job.folder / "history.jsonl", history.text())
+            files.append(job.folder / "history.jsonl", history.news())
 
         # Checkpoint, and stop where somebody wants it.
         due = {
@@ -674,6 +674,7 @@ def _checkpoint(job: Job, learning: _Learning) -> None:
     place, state = job.folder / "checkpoints", learning.state
     if learning.saved == state.step:
         return
+    files.write(job.folder / "history.jsonl", learning.history.text())  # whole, and flushed to the disk
     states.save(place / f"step-{state.step:07d}", state, {"data": job.facts["data"]["fingerprint"]})
     learning.saved = state.step
     states.prune(place)
