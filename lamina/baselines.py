@@ -1,7 +1,8 @@
 """What no net at all would score: the numbers beside the headline.
 
 In: the training and held-out arrays of a run, and its target's measures. Out: entries as `evaluate.scores` makes them,
-with a "name": "majority" or "mean", which never looks at the input, and "linear", a logistic or a ridge regression.
+with a "name": "majority" or "mean", which never looks at the input, and "linear", a logistic or a ridge regression, both
+fitted by torch, which is loaded already where a net was trained; scikit-learn's take longer to import than to fit.
 Called by train before it learns. A net that does not beat these is not worth its weight.
 
 The work is bounded by what it consists of (rows, columns and classes), never by the clock, so that the same data give
@@ -11,15 +12,17 @@ classes; they get the majority only, and a note.
 
 from __future__ import annotations
 
+import functools
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from lamina import errors, evaluate, keyed
-from lamina.imports import loading
+from lamina import errors, evaluate, keyed, optimizers
 
 if TYPE_CHECKING:
     from lamina.targets.base import Answers, Measure
@@ -86,13 +89,8 @@ def baselines(
     note = f"no linear baseline: {why_not}" if why_not else ""
     add("mean" if task == "numbers" else "majority", constant, len(y_train), note, start)
     if x_train is not None and x_test is not None and not why_not:
-        with loading():
-            import sklearn.linear_model  # noqa: F401  (takes a second, once, which is not the model's)
-            from threadpoolctl import threadpool_limits
-
         start = time.perf_counter()
-        with threadpool_limits(1):  # more gain little, and cost much where cores are shared
-            table, rows, note = _linear(task, x_train, y_train, x_test, known, seed, seconds)
+        table, rows, note = _linear(task, x_train, y_train, x_test, known, seed, seconds)
         add("linear", _answers(task, table, known), rows, note, start)
     return found
 
@@ -158,9 +156,6 @@ def _linear(
     seconds: float,
 ) -> tuple[np.ndarray, int, str]:
     """Fit on as many rows as the limit allows -> (probabilities or numbers, rows, what was left out)."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression, Ridge
-
     x_train, x_test = np.asarray(x_train).reshape(len(x_train), -1), np.asarray(x_test).reshape(len(x_test), -1)
     (n, width), outputs = x_train.shape, _outputs(task, y_train)
     effort = outputs if task != "numbers" else max(1, width // 100)  # the normal equations cost rows x columns squared
@@ -179,54 +174,98 @@ def _linear(
     inputs, standardise = _standardised(x_train[rows] if len(columns) == width else x_train[np.ix_(rows, columns)])
     y = y_train[rows]
 
-    def logistic(y: np.ndarray) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the rounds are bounded on purpose
-            return LogisticRegression(C=SIGNAL / len(columns), max_iter=rounds).fit(inputs, y)
-
-    # `predict` takes standardised rows to a table of probabilities, or to numbers.
-    predict: Callable[[np.ndarray], np.ndarray]
+    # A model of some places of an answer; the others are the same for all.
+    places, shared = np.arange(len(known)), np.zeros(len(known))
     if task == "numbers":
-        predict = Ridge(alpha=len(columns) / SIGNAL).fit(inputs, y).predict
+        model = _ridge(inputs, torch.from_numpy(y.reshape(len(y), -1)).double())
     elif task == "classes":
-        model = logistic(y)
-        places = _places(model.classes_, known)
-
-        def predict(piece: np.ndarray) -> np.ndarray:
-            table = np.zeros((len(piece), len(known)))
-            table[:, places] = model.predict_proba(piece)
-            return table
+        labels, codes = np.unique(y, return_inverse=True)
+        places = np.array(_places(labels, known))
+        model = _logistic(inputs, torch.from_numpy(codes if len(labels) > 2 else codes[:, None]), rounds)
     else:
-        varied = np.flatnonzero((y.min(0) == 0) & (y.max(0) == 1))  # the others need no model
-        models = [logistic(y[:, tag]) for tag in varied]
+        shared = y.mean(0)
+        places = np.flatnonzero((y.min(0) == 0) & (y.max(0) == 1))
+        model = _logistic(inputs, torch.from_numpy(y[:, places]), rounds)
 
-        def predict(piece: np.ndarray) -> np.ndarray:
-            table = np.repeat(y.mean(0)[None], len(piece), 0)
-            for tag, model in zip(varied, models, strict=True):
-                table[:, tag] = model.predict_proba(piece)[:, 1]
-            return table
+    def predict(piece: np.ndarray) -> np.ndarray:
+        found = model(standardise(piece)).numpy()
+        if task == "numbers":
+            return found.reshape(len(piece), *y.shape[1:])
+        table = np.repeat(shared[None], len(piece), 0)
+        table[:, places] = found if found.shape[1] == len(places) else np.hstack([1 - found, found])
+        return table
 
     step = max(1, int(CELLS) // len(columns))
     pieces = (x_test[at : at + step][:, columns] for at in range(0, len(x_test), step))
-    table = np.concatenate([predict(standardise(piece)) for piece in pieces])
+    table = np.concatenate([predict(piece) for piece in pieces])
     parts = [f"{len(rows):,} of {n:,} rows"] if len(rows) < n else []
     parts += [f"{len(columns):,} of {width:,} columns"] if len(columns) < width else []
     return table, len(rows), f"learned from {' and '.join(parts)}" if parts else ""
 
 
-def _standardised(table: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+Model = Callable[[Tensor], Tensor]  # standardised rows (n, d) -> probabilities (n, K), or numbers (n, D), float64
+
+
+def _logistic(inputs: Tensor, truth: Tensor, rounds: int) -> Model:
+    """The mean log loss and an L2 penalty of the weights at their least, which is one. truth: (n,) classes or (n, K) tags."""
+    n, d = inputs.shape
+    alone = truth.ndim == 2  # an output each; else the outputs share a softmax
+    width = truth.shape[1] if alone else int(truth.max()) + 1
+    weights, bias = (inputs.new_zeros(size, requires_grad=True) for size in ((width, d), (width,)))
+
+    def loss() -> Tensor:
+        weights.grad = bias.grad = None
+        found = F.linear(inputs, weights, bias)
+        if alone:
+            total = F.binary_cross_entropy_with_logits(found, truth.float(), reduction="sum")
+        else:
+            total = F.cross_entropy(found, truth, reduction="sum")
+        mean = (total + 0.5 * d / SIGNAL * weights.square().sum()) / n
+        mean.backward()
+        return mean
+
+    solver = optimizers.without_compiler(torch.optim.LBFGS)(
+        [weights, bias], max_iter=rounds, tolerance_grad=1e-4, history_size=10, line_search_fn="strong_wolfe"
+    )
+    solver.step(loss)
+
+    def probabilities(rows: Tensor) -> Tensor:
+        found = F.linear(rows, weights.detach(), bias.detach()).double()
+        return found.sigmoid() if alone else found.softmax(1)
+
+    return probabilities
+
+
+def _ridge(inputs: Tensor, truth: Tensor) -> Model:
+    """Least squares with an L2 penalty of the weights, in closed form; the inputs are centred. truth: (n, D), float64."""
+    (n, d), mean = inputs.shape, truth.mean(0)
+    wide = d > n  # then the smaller system is the one over rows
+    tall = inputs.T if wide else inputs
+    pieces = (piece.double() for piece in tall.split(max(1, int(CELLS) // tall.shape[1])))
+    gram = functools.reduce(torch.add, (piece.T @ piece for piece in pieces))
+    gram.diagonal().add_(d / SIGNAL)
+    aims = truth - mean
+    found = torch.cholesky_solve(aims if wide else (inputs.T @ aims.float()).double(), torch.linalg.cholesky(gram))
+    weights = (inputs.T @ found.float()).double() if wide else found
+    return lambda rows: rows.double() @ weights + mean
+
+
+def _standardised(table: np.ndarray) -> tuple[Tensor, Callable[[np.ndarray], Tensor]]:
     """(the table (n, d) with mean 0 and spread 1, float32; what does the same to other rows). Missing becomes 0."""
+    floating = table.dtype.kind == "f"
     exact = np.float64 if table.dtype.itemsize > 4 else np.float32  # seconds since 1970 do not fit float32
 
-    def filled(rows: np.ndarray) -> np.ndarray:
-        rows = rows.astype(exact)
-        return np.where(np.isfinite(rows), rows, mean) if table.dtype.kind == "f" else rows
+    def centred(rows: np.ndarray) -> Tensor:
+        found = torch.from_numpy(rows.astype(exact)).sub_(mean)
+        return (found.nan_to_num_(0, 0, 0) if floating else found).float()
 
-    finite = np.isfinite(table)
-    mean = np.where(finite, table, 0).sum(0, dtype=np.float64) / np.maximum(finite.sum(0), 1)
-    mean = mean.astype(exact)
-    centred = (filled(table) - mean).astype(np.float32)
-    spread = np.sqrt(np.square(centred).mean(0, dtype=np.float64)).astype(np.float32)
+    if floating:
+        finite = np.isfinite(table)
+        sums, counts = np.where(finite, table, 0).sum(0, dtype=np.float64), finite.sum(0)
+    else:
+        sums, counts = table.sum(0, dtype=np.float64), len(table)
+    mean = torch.from_numpy((sums / np.maximum(counts, 1)).astype(exact))
+    inputs = centred(table)
+    spread = inputs.square().mean(0).sqrt_()
     spread[spread == 0] = 1
-    centred /= spread
-    return centred, lambda rows: (filled(rows) - mean).astype(np.float32) / spread
+    return inputs.div_(spread), lambda rows: centred(rows).div_(spread)

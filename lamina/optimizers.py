@@ -9,7 +9,7 @@ The arithmetic and the defaults are torch's. Three things are ours:
   1.6 million float32 weights, one thread of an AVX-512 CPU, torch 2.13: 1.1 ms a step, against 4.1 ms.)
 - `muon` is Muon for the hidden matrices and AdamW for all the rest, as one optimiser.
 - torch's classes load the compiler, `torch._dynamo`, when the first optimiser is built: about a second, to mark methods
-  that it must not compile. `_without_compiler` takes the same methods unmarked. Nothing changes unless `step()` itself
+  that it must not compile. `without_compiler` takes the same methods unmarked. Nothing changes unless `step()` itself
   is compiled; for that, build torch's class yourself.
 """
 
@@ -118,7 +118,7 @@ class MuonWithAdamW(Optimizer):
         """Two optimisers that see our groups and our state: the very objects, so there is nothing to keep in step."""
         self._parts = []
         for method, name in (("muon", "Muon"), ("adamw", "AdamW")):
-            kind = _without_compiler(_classes()[name.lower()])
+            kind = without_compiler(_classes()[name.lower()])
             part = kind.__new__(kind)
             groups = [group for group in self.param_groups if group["method"] == method]
             part.__setstate__({"defaults": self.methods[method], "state": self.state, "param_groups": groups})
@@ -145,7 +145,7 @@ def _classes() -> dict[str, Any]:
 
 
 @functools.cache
-def _without_compiler(kind: Any) -> Any:
+def without_compiler(kind: Any) -> Any:
     """A subclass whose methods are torch's own, without the wrappers that import torch._dynamo when first called."""
     marked = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     methods = {method: inspect.unwrap(getattr(kind, method)) for method in marked}
@@ -204,7 +204,7 @@ def _build(name: str, kind: Any, groups: list[Group], arguments: Group) -> Optim
     if fuse:
         arguments = {**arguments, "fused": True}
     if not arguments.get("differentiable"):
-        kind = _without_compiler(kind)
+        kind = without_compiler(kind)
     try:
         optimizer = kind(groups, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -286,4 +286,4 @@ def _muon(kind: Any, groups: list[Group], learning_rate: float, arguments: Group
     muon_defaults = _build("muon", kind, [{"params": matrices}], settings).defaults
     nothing = torch.empty(0, device=matrices[0][1].device if isinstance(matrices[0], tuple) else matrices[0].device)
     adamw_defaults = _build("muon", adamw, [{"params": rest or [nothing]}], of_adamw).defaults
-    return _without_compiler(MuonWithAdamW)(groups, muon_defaults, adamw_defaults)
+    return without_compiler(MuonWithAdamW)(groups, muon_defaults, adamw_defaults)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -71,13 +73,14 @@ def test_mean_is_the_dummy_regressor():
     assert by_name(found, "rmse")["mean"]["value"] == pytest.approx(np.sqrt(np.square(dummy - y[60:]).mean()))
 
 
-def test_linear_is_standardised_logistic_regression():
+@pytest.mark.parametrize("labels", [("cat", "dog"), ("cat", "dog", "owl")])  # of two, one output is modelled
+def test_linear_is_standardised_logistic_regression(labels):
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss as reference
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    (x, y), (x2, y2) = blobs(400), blobs(300, seed=1)
+    (x, y), (x2, y2) = blobs(400, labels), blobs(300, labels, seed=1)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=10 / 8, max_iter=1000)).fit(x, y)
     found = baselines("classes", x, y, x2, y2, [ACCURACY, log_loss(model.classes_.tolist())], seed=0)
     assert by_name(found, "accuracy")["linear"]["value"] == pytest.approx(model.score(x2, y2), abs=0.011)
@@ -85,17 +88,24 @@ def test_linear_is_standardised_logistic_regression():
     assert ours == pytest.approx(reference(y2, model.predict_proba(x2)), rel=0.01)
 
 
-def test_linear_is_standardised_ridge():
+@pytest.mark.parametrize("rows", [200, 5])  # 5 are fewer than the columns
+def test_linear_is_standardised_ridge(rows):
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     x, _ = blobs(300)
     y = np.log(np.abs(x)) @ np.random.default_rng(0).normal(size=(8, 2)) + x[:, :2] * 1e3
-    model = make_pipeline(StandardScaler(), Ridge(alpha=0.8)).fit(x[:200], y[:200])
-    found = baselines("numbers", x[:200], y[:200], x[200:], y[200:], [RMSE], seed=0)
+    model = make_pipeline(StandardScaler(), Ridge(alpha=0.8)).fit(x[:rows], y[:rows])
+    found = baselines("numbers", x[:rows], y[:rows], x[200:], y[200:], [RMSE], seed=0)
     theirs = np.sqrt(np.square(model.predict(x[200:]) - y[200:]).mean())
-    assert by_name(found, "rmse")["linear"]["value"] == pytest.approx(theirs, rel=1e-3)
+    assert by_name(found, "rmse")["linear"]["value"] == pytest.approx(theirs, rel=1e-4)
+
+
+def test_columns_that_are_one_column_are_solved():
+    x = np.random.default_rng(0).normal(size=(100_000, 1)).repeat(6, 1)
+    found = baselines("numbers", x[:90_000], x[:90_000, 0], x[90_000:], x[90_000:, 0], [RMSE], seed=0)
+    assert by_name(found, "rmse")["linear"]["value"] < 1e-3
 
 
 def test_entries_are_scores_with_a_name():
@@ -180,7 +190,25 @@ def test_moments_in_time_keep_their_seconds():
     assert by_name(found, "rmse")["linear"]["value"] < 0.01
 
 
-def test_tags_are_learned_one_by_one():
+def test_tags_are_a_logistic_regression_each():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    random = np.random.default_rng(0)
+    x = random.normal(size=(400, 5)) * 10.0 ** np.arange(-2, 3)
+    y = (x @ random.normal(size=(5, 3)) / np.array([1, 10, 100]) + random.normal(size=(400, 3)) > 0).astype(int)
+    theirs = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=2)).fit(x[:300], tag).predict_proba(x[300:])[:, 1]
+        for tag in y[:300].T
+    ]
+    seen = []
+    measure = Measure("seen", lambda t, a: seen.append(a.probabilities) or 0.0, each=hits)
+    baselines("tags", x[:300], y[:300], x[300:], y[300:], [measure], seed=0)
+    assert np.stack(theirs, 1) == pytest.approx(seen[-1], abs=2e-3)
+
+
+def test_tags_that_never_vary_need_no_model():
     random = np.random.default_rng(0)
     x = random.normal(size=(400, 5))
     y = np.stack([x[:, 0] > 0, x[:, 1] > 1, np.zeros(400), np.ones(400)], 1).astype(int)
@@ -216,6 +244,21 @@ def test_two_hundred_numbers_an_example_are_not_too_many():
     random = np.random.default_rng(0)
     x, y = random.normal(size=(60, 3)), random.normal(size=(60, 250))
     assert len(baselines("numbers", x[:40], y[:40], x[40:], y[40:], [RMSE], seed=0)) == 2
+
+
+def test_neither_scikit_learn_nor_the_compiler_is_loaded():
+    """Either takes longer to import than the baselines to make."""
+    program = """
+import sys
+import numpy as np
+from lamina.baselines import baselines
+from lamina.targets.base import Measure
+x = np.arange(40.0)[:, None]
+score = Measure("accuracy", lambda t, a: 0.0, each=lambda t, a: (t == a.prediction) * 1.0)
+assert [entry["name"] for entry in baselines("classes", x, x[:, 0] > 19, x, x[:, 0] > 19, [score], seed=0)][-1] == "linear"
+assert not {"sklearn", "scipy.stats", "scipy.optimize", "torch._dynamo"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_no_warning_reaches_the_user():
