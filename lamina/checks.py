@@ -20,7 +20,7 @@ import torch
 from lamina import mapped
 from lamina.errors import DataError, rows
 from lamina.sources import Examples, Source
-from lamina.sources.arrays import gaps, rows_not_finite
+from lamina.sources.arrays import distinct, gaps, rows_not_finite
 from lamina.splits import FEW, PARTS, Split
 
 SEVERITIES = ("error", "warning", "note")
@@ -156,7 +156,7 @@ def _every(column: np.ndarray, step: int) -> np.ndarray:
 def _step(table: _Table) -> int:
     """Of how many examples one is looked at."""
     size = sum(column.nbytes for column in table.columns)
-    return max(1, -(-size // min(MOST_BYTES, mapped.most() or MOST_BYTES)))
+    return max(1, -(-size // min(MOST_BYTES, (mapped.most() or 4 * MOST_BYTES) // 4)))
 
 
 def _inputs(table: _Table) -> Iterator[Finding]:
@@ -410,7 +410,7 @@ def _answers(table: _Table, task: str | None) -> Iterator[Finding]:
 
 def _classes(table: _Table, truth: np.ndarray, present: np.ndarray) -> Iterator[Finding]:
     if truth.dtype.kind in "fiu":
-        numbers = truth[present].astype(np.float64)
+        numbers = truth[present]
         for kind, bad, fix in (
             ("fractional", present[numbers != np.floor(numbers)], "task='numbers' if these are measurements"),
             ("negative", present[numbers < 0], "number the classes from 0, or leave these examples out"),
@@ -425,8 +425,7 @@ def _classes(table: _Table, truth: np.ndarray, present: np.ndarray) -> Iterator[
                 )
                 return
     column = truth[present].astype(str) if truth.dtype.kind == "O" else truth[present]
-    values, codes = np.unique(column, return_inverse=True)
-    codes = codes.reshape(-1)
+    values, codes = distinct(column)
     names = [_label(value, table.examples.labels) for value in values]
     part = table.part[present]
     learned = np.bincount(codes[part == 0], minlength=len(values))

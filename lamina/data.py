@@ -80,7 +80,7 @@ class Data:
                 for column in (*columns, *(() if encoded.truth is None else (encoded.truth,))):
                     digest.update(str((tuple(column.shape), column.dtype)).encode())
                     digest.update(np.ascontiguousarray(column.numpy()).data)
-            digest.update(b"" if rows is None else rows.tobytes())
+            digest.update(b"" if rows is None else np.ascontiguousarray(rows).data)
             digest.update(f"{part} {self.size(part)}".encode())
         return digest.hexdigest()
 

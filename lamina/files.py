@@ -22,7 +22,7 @@ import socket
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,10 @@ def _flush_directory(path: Path) -> None:
         os.close(handle)
 
 
-def _write_flushed(path: Path, data: bytes) -> None:
+def _write_flushed(path: Path, data: bytes | Iterable[bytes]) -> None:
     with open(path, "wb") as file:
-        file.write(data)
+        for piece in [data] if isinstance(data, bytes) else data:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
 
@@ -80,13 +81,14 @@ def _temporary(path: Path) -> Path:
     return path.parent / f"{TEMPORARY}{os.getpid()}-{time.monotonic_ns()}-{path.name}"
 
 
-def write(path: str | Path, data: bytes | str) -> None:
-    """A file, whole or not at all; the old one stays until the new one is on the disk."""
+def write(path: str | Path, data: bytes | str | Iterable[str]) -> None:
+    """A file, or its pieces, whole or not at all; the old one stays until the new one is on the disk."""
     path = Path(path)
     beside = _temporary(path)
     with _words(path):
         try:
-            _write_flushed(beside, data.encode() if isinstance(data, str) else data)
+            text = [data] if isinstance(data, str) else data
+            _write_flushed(beside, text if isinstance(text, bytes) else (piece.encode() for piece in text))
             os.replace(beside, path)
         except BaseException:
             beside.unlink(missing_ok=True)

@@ -9,17 +9,19 @@ A split is a function of its arguments: the same seed gives the same rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lamina.errors import DataError, UsageError, near, rows
-from lamina.sources.arrays import gaps
+from lamina.sources.arrays import distinct, gaps
 
 PARTS = ("train", "valid", "test")
 HOWS = ("auto", "random", "stratified", "grouped", "time")
 FEW = 3  # members a class needs to be spread: one a part
+_LINES = 1 << 14  # of splits.csv, that are made together
 _RARE = 0.5  # above this share of examples in classes of fewer than FEW, the answers are taken for measurements
 
 
@@ -107,8 +109,16 @@ def split(
 
 def to_csv(split: Split) -> str:
     """The text of splits.csv: `row,split`, a line a row."""
-    names = np.array(PARTS)[split.parts]
-    return "row,split\n" + "".join(f"{row},{name}\n" for row, name in enumerate(names))
+    return "".join(csv(split))
+
+
+def csv(split: Split) -> Iterator[str]:
+    """The same in pieces: as Python's texts, all lines of a large split are ten times what they are in the file."""
+    yield "row,split\n"
+    parts = split.parts
+    for start in range(0, len(parts), _LINES):
+        some = parts[start : start + _LINES].tolist()
+        yield "".join(f"{row},{PARTS[part]}\n" for row, part in enumerate(some, start))
 
 
 def from_csv(text: str, how: str = "as stored") -> Split:
@@ -187,7 +197,7 @@ def _codes(column: np.ndarray) -> np.ndarray:
     """(N,) values -> numbers 0..K-1 of the distinct ones. None and NaN count as one value."""
     if column.dtype.kind == "O":
         column = np.array([f"{type(v).__name__} {v}" for v in column])
-    return np.unique(column, return_inverse=True)[1].reshape(-1)
+    return distinct(column)[1]
 
 
 def _stratified(classes: np.ndarray, shares: np.ndarray, seed: int) -> tuple[np.ndarray, str]:

@@ -436,7 +436,7 @@ def _write_start(job: Job, learning: _Learning) -> None:
         },
     )
     if loaded.split is not None:
-        files.write(folder / "splits.csv", splits.to_csv(loaded.split))
+        files.write(folder / "splits.csv", splits.csv(loaded.split))
     files.write(folder / "recipe.toml", recipes.text(job.recipe, job.origins, objects))
     runs_.write_json(folder / "run.json", job.facts)
 

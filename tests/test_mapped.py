@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import gzip
+import struct
 import subprocess
 import sys
 import threading
@@ -137,6 +139,23 @@ def test_moments_of_a_column_on_the_disk_are_those_of_its_rows(monkeypatch):
     bad = torch.from_numpy(X.copy())
     bad[[7, 400]] = float("nan")
     assert not_finite(bad) == [7, 400]
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_pictures_of_an_idx_file_are_learned_from_where_they_lie(end, tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (400, 8, 8), np.uint8)
+    for name, magic, array in (("images-idx3", 0x803, pictures), ("labels-idx1", 0x801, pictures[:, 0, 0] % 2)):
+        data = struct.pack(f">{1 + array.ndim}I", magic, *array.shape) + array.tobytes()
+        (tmp_path / f"a-{name}-ubyte{end}").write_bytes(gzip.compress(data) if end else data)
+    ends = []
+    for memory in (None, "1kB"):
+        torch.manual_seed(0)
+        run = lamina.train(
+            tmp_path / f"a-images-idx3-ubyte{end}", net=nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), memory=memory,
+            epochs=2, quiet=True, runs=tmp_path / "runs", report=False, baselines=False,
+        )  # fmt: skip
+        ends.append((run.net[1].weight, run.headline.value))
+    assert torch.equal(ends[0][0], ends[1][0]) and ends[0][1] == ends[1][1]
 
 
 @pytest.mark.parametrize("form", ["npz", "compressed", "arrays", "own map", "given test"])

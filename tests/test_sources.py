@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from lamina import sources
+from lamina import mapped, sources
 from lamina.errors import DataError, ResourceError, UsageError
-from lamina.sources import idx, mnist, samples
+from lamina.sources import arrays, idx, mnist, samples
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)
 Y = np.array([0, 1, 0, 1])
@@ -426,6 +426,9 @@ def test_idx_of_every_type_and_shape(tmp_path, dtype, shape, zipped):
     found = idx.read(tmp_path / "a")
     assert found.dtype == np.dtype(dtype) and found.dtype.isnative and np.array_equal(found, array)
     assert found.flags.writeable
+    with mapped.limited(1):
+        found = idx.read(tmp_path / "a")
+        assert mapped.adopt(found) and found.dtype.isnative and np.array_equal(found, array)
 
 
 @settings(max_examples=50, deadline=None)
@@ -469,10 +472,11 @@ good, claims = packed(PICTURES), struct.pack(">4I", 0x803, 20, 6, 5)
         (gzip.compress(struct.pack(">4I", 0x803, 0x7FFFFFFF, 28, 28) + good[16:]), "cannot hold what it says"),
     ],
 )
-def test_a_bad_idx_file_is_refused(tmp_path, data, words):
+@pytest.mark.parametrize("memory", [None, 1])
+def test_a_bad_idx_file_is_refused(tmp_path, data, words, memory):
     path = tmp_path / "a-images-idx3-ubyte"
     path.write_bytes(data)
-    with pytest.raises(DataError, match=words):
+    with mapped.limited(memory), pytest.raises(DataError, match=words):
         sources.open(path)
 
 
@@ -791,3 +795,17 @@ def test_the_real_mnist(shared_data, cache):
     assert source.train.inputs[0].shape == (60000, 1, 28, 28) and source.test.inputs[0].shape == (10000, 1, 28, 28)
     assert np.bincount(source.train.truth).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert np.bincount(source.test.truth).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [np.array([3, -2, 3, 9], dtype) for dtype in ("int8", "int16", "int32", "int64")]
+    + [np.array([255, 0, 7, 7], "uint8"), np.array([2**63 + 1, 2**63], "uint64"), np.array([-(2**62), 2**62]),
+       np.array([5, 5, 2**40]), np.array([1.5, 0.5, 1.5]), np.array(["b", "a", "b"]), np.array([True, False]),
+       np.array([], "int64"), np.random.default_rng(0).integers(-3000, 3000, 600_000)],
+    ids=lambda column: f"{column.dtype} {len(column)}",
+)  # fmt: skip
+def test_distinct_values_are_those_of_numpy(column):
+    values, codes = arrays.distinct(column)
+    expected = np.unique(column, return_inverse=True)
+    assert values.dtype == column.dtype and np.array_equal(values, expected[0]) and np.array_equal(codes, expected[1])

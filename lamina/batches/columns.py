@@ -17,6 +17,8 @@ from lamina.batches.batch import Batch, Epochs, Order, tensor
 from lamina.errors import DataError, UsageError
 from lamina.keyed import Key, number, permutation
 
+_TOGETHER = 1 << 16  # row numbers
+
 
 class Batches(Epochs):
     """Columns in memory -> batches in keyed order.
@@ -75,11 +77,14 @@ class Batches(Epochs):
         """The rows of the table in the order of this epoch: int64, on the CPU."""
         if self.order is not None:
             order = self.order(self.seed, epoch)
-        elif self.shuffle:
-            order = permutation(self.seed, epoch, self.rows)
-        else:
-            order = torch.arange(self.rows)
-        return order if self.indices is None else self.indices[order]
+            return order if self.indices is None else self.indices[order]
+        if not self.shuffle:
+            return torch.arange(self.rows) if self.indices is None else self.indices
+        order = permutation(self.seed, epoch, self.rows)
+        if self.indices is not None:
+            for part in order.split(_TOGETHER):  # in place: an order of many examples is large
+                part.copy_(self.indices.index_select(0, part))
+        return order
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         positions = self.positions(epoch).to(self.device)
@@ -119,7 +124,7 @@ def _checked(indices: Any, rows: int) -> Tensor:
         )
     if column.size and not 0 <= column.min() <= column.max() < rows:
         raise UsageError(f"indices goes from {column.min()} to {column.max()}.", expected=f"rows 0 to {rows - 1}")
-    return torch.from_numpy(column.astype(np.int64))
+    return mapped.as_tensor(column.astype(np.int64, copy=False))
 
 
 def balanced(classes: Any, how: str) -> Order:

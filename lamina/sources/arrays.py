@@ -22,6 +22,8 @@ from lamina import mapped
 from lamina.errors import DataError, UsageError, near, rows
 from lamina.sources import Examples, Source, describe
 
+_NEAR = 1 << 16  # whole numbers
+_TOGETHER = 1 << 18  # values worked on together
 _WORDS = {
     "c": ("complex numbers", "give real and imaginary part as two columns"),
     "M": ("dates", "turn them into numbers: days since the first, hour, weekday"),
@@ -88,6 +90,25 @@ def rows_not_finite(column: np.ndarray) -> np.ndarray:
         if not finite.all():
             found.append(piece.start + np.flatnonzero(~finite.reshape(len(finite), -1).all(1)))
     return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+
+def distinct(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of (N,) that occur, sorted, and which of them each is: `numpy.unique(column, return_inverse=True)`, but
+    whole numbers near each other are counted and not sorted, in 4 bytes an example and not in 40."""
+    low, high = (int(column.min()), int(column.max())) if column.dtype.kind in "iu" and len(column) else (0, _NEAR)
+    if high - low >= _NEAR or high >= 1 << 62:
+        values, codes = np.unique(column, return_inverse=True)
+        return values, codes.reshape(-1)
+    number = np.zeros(high - low + 1, np.int32)  # of each value: first whether it occurs
+    pieces = [slice(start, start + _TOGETHER) for start in range(0, len(column), _TOGETHER)]
+    for piece in pieces:
+        number[column[piece].astype(np.int64) - low] = 1
+    values = (np.flatnonzero(number) + low).astype(column.dtype)
+    number = np.cumsum(number, dtype=np.int32) - np.int32(1)
+    codes = np.empty(len(column), np.int32)
+    for piece in pieces:
+        codes[piece] = number[column[piece].astype(np.int64) - low]
+    return values, codes
 
 
 def gaps(column: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """IDX files, the format of MNIST and its kin.
 
 In: a file of pictures (its labels are found beside it), or a folder of the four canonical files; plain or gzip, told by
-content. Out: arrays, examples, a `Source`. Called by `lamina.sources.open` and `lamina.sources.mnist`.
+content. Out: arrays, examples, a `Source`; above `--memory` arrays in a map of the file itself, or of what it unpacks to.
+Called by `lamina.sources.open` and `lamina.sources.mnist`.
 
 The format (yann.lecun.com/exdb/mnist): two zero bytes, a type, the number of dimensions; each dimension as a big-endian
 32-bit number; then the values, big-endian. The header is a claim: no memory is taken for it before it is compared with
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lamina import mapped
 from lamina.errors import DataError, ResourceError
 from lamina.sources import Examples, Source, describe
 
@@ -85,17 +87,28 @@ def _parse(stream: io.BufferedIOBase, path: Path, stored: int, *, zipped: bool) 
         )
     if not zipped and stored != header + promised:
         raise DataError(f"{path} has {stored:,} bytes, but {claim}.", expected=expected, fix="get the file again")
+    large = promised > (mapped.most() or math.inf)
+    if large and not zipped and dtype.itemsize == 1:
+        return np.memmap(path, dtype, "r", header, shape)  # as it lies there
     payload = bytearray()
-    while len(payload) <= promised:
-        chunk = stream.read(min(_CHUNK, promised + 1 - len(payload)))
+    count = 0
+    while count <= promised:
+        chunk = stream.read(min(_CHUNK, promised + 1 - count))
         if not chunk:
             break
-        payload += chunk
-    if len(payload) != promised:
-        found = f"more than {header + promised:,}" if len(payload) > promised else f"{header + len(payload):,}"
+        count += len(chunk)
+        if not large:
+            payload += chunk
+    if count != promised:
+        found = f"more than {header + promised:,}" if count > promised else f"{header + count:,}"
         raise DataError(f"{path} unpacks to {found} bytes, but {claim}.", expected=expected, fix="get the file again")
-    values = np.frombuffer(payload, dtype).reshape(shape)
-    return values.astype(dtype.newbyteorder("="), copy=False)
+    if not large:
+        return np.frombuffer(payload, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    stream.seek(header)  # a second time, now that its length is known
+    table = mapped.empty(shape, dtype.newbyteorder("="))
+    for piece in mapped.pieces(flat := table.reshape(-1)):
+        flat[piece] = np.frombuffer(stream.read(flat[piece].nbytes), dtype)
+    return table
 
 
 def examples(images: str | Path, labels: str | Path | None = None) -> Examples:
