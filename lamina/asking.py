@@ -57,6 +57,11 @@ def validated(asked: dict[str, Any], objects: dict[str, Any]) -> Recipe:
                 mistakes.append(str(error))
     if mistakes:
         raise UsageError("\n".join(mistakes))
+    if wanted.compile == "on" and (wanted.accumulate or 1) > 1:
+        raise UsageError(
+            f"compile is on, and gradients of {wanted.accumulate} batches are added up eagerly.",
+            fix="accumulate=1 and a larger batch_size, or compile=auto",
+        )
     for what in ("net", "loss", "domain", "task"):
         if names.is_own(getattr(wanted, what) or ""):
             names.own(getattr(wanted, what))
@@ -101,6 +106,48 @@ def check_idle(settings: dict[str, Any], objects: dict[str, Any], own_net: bool)
         idle["penalize"] = "neither l1 nor l2 is asked for"
     if settings.get("weights") is not None:
         idle["init"] = "the weights are read from a file"
+    if settings.get("optimizer") == "muon":
+        idle["rates"] = "muon has one rate for all matrices"
+    if settings.get("steps"):
+        idle["epochs"] = "the length is given in steps"
+    _refuse_idle(idle, settings)
+
+
+def check_reading(settings: dict[str, Any], opened: sources_.Source, wanted: Recipe) -> None:
+    """Refuse settings that would do nothing for what was opened: each kind of source is read in its own way.
+
+    settings: as they were given, `valid` and `test` among them; a recipe may come from a run on another source."""
+    kind, title = opened.train.kind, type(opened.train.inputs).__name__
+    idle = {}
+    if isinstance(opened.train.inputs, tuple):
+        why = "it is for a Dataset that makes its examples one by one, and these are columns, which are cut at once"
+        idle = dict.fromkeys(("workers", "cache"), why)
+    else:
+        idle["baselines"] = f"simple models learn from columns, and this is a {title}"
+    if kind == "dataset" and not wanted.cache:
+        idle["memory"] = "nothing is kept of a Dataset without cache"
+    if kind in ("loader", "stream"):
+        idle["memory"] = f"nothing is kept of a {title}"
+        parts = [
+            part
+            for part in ("valid", "test")
+            if isinstance(settings[part], (str, float)) and recipes.share(settings[part])
+        ]
+        idle |= dict.fromkeys(
+            parts, f"a {title} is taken as it comes, and no share can be drawn from it; give a source"
+        )
+    if kind == "loader":
+        idle |= dict.fromkeys(("workers", "batch_size"), "a DataLoader has its own")
+    if opened.valid is not None and opened.test is not None:
+        idle["split"] = "all parts are given"
+    if not any(
+        isinstance(name, str) and name == "mnist" for name in (opened.name, settings["valid"], settings["test"])
+    ):
+        idle["data_dir"] = "it says where mnist lies"
+    _refuse_idle(idle, settings)
+
+
+def _refuse_idle(idle: dict[str, str], settings: dict[str, Any]) -> None:
     mistakes = [f"{name} would do nothing: {why}." for name, why in idle.items() if settings.get(name)]
     if mistakes:
         raise UsageError("\n".join(mistakes), fix="leave it out" if len(mistakes) == 1 else "leave them out")

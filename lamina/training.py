@@ -131,12 +131,14 @@ def train(
         )
     wanted = asking.validated(asked, objects)
     own_net = "net" in objects or names.is_own(wanted.net or "")
-    asking.check_idle({**settings, "init": init}, objects, own_net)
+    asking.check_idle({**settings, "init": init, "optimizer": optimizer}, objects, own_net)
     asking.check_watchers(watchers)
     place = asking.free_folder(Path(runs), name, source)
     screen = Screen(quiet=quiet)
 
     opened = asking.open_source(source, wanted, objects, groups, times)
+    if "domain" not in objects and not names.is_own(wanted.domain or ""):  # an own domain reads as it likes
+        asking.check_reading({**settings, "valid": valid, "test": test}, opened, wanted)
     with keeping_generators(), jobs.memory_in_words(), machine.ready(bool(wanted.strict), wanted.threads):
         return _start(opened, wanted, objects, place, name is not None, screen, watchers, began, command)
 

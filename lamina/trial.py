@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lamina import devices, lanes, optimizers, purity
 from lamina.batches import Batch, keeping_generators
+from lamina.errors import UsageError
 
 _HEAVY = 0.005  # seconds a step: below this, another precision is not worth a trial
 _LIGHT = 0.010  # seconds a step: above this, one thread is never faster than several
@@ -87,12 +88,15 @@ def choose(
     found = Choice(threads or here, precision="fp32" if precision == "auto" else precision)
     options: dict[str, Any] = {"compile": compile, "strict": strict, "penalty": penalty}
     if precision == "fp16":  # its loss is scaled, and it is eager
+        found.why_eager = "its loss is scaled for fp16"
+        _refuse(compile, found.why_eager)
         return found
     found.channels_last = not strict and _likes_channels_last(net)
     around = [*getattr(objective, "parts", [objective]), *([penalty] if penalty is not None else [])]
     reading = purity.Reading(net, around)
     if reading.reason:  # calling it would not be without a trace
         found.why_eager = reading.reason
+        _refuse(compile, reading.reason)
         return found
     try:
         own = copy.deepcopy(net)
@@ -115,6 +119,12 @@ def choose(
                 found.reasons["precision"] = _times(full, half, "fp32") + ", and it learns alike"
                 found.precision, found.seconds = "bf16", half
     return found
+
+
+def _refuse(compile: str, why: str) -> None:
+    """What is known before the first step is said then, and not after a run was begun."""
+    if compile == "on":
+        raise UsageError(f"compile is on, and this step cannot be recorded: {why}.", fix="compile=auto, or off")
 
 
 @contextlib.contextmanager

@@ -491,9 +491,9 @@ SOURCES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "arrays": (table, {"mixup": 0.3, "accumulate": 2, "ema": 0.9}),
     "dataset": (Noisy, {"workers": 0}),
     "dataset, 2 workers": (Noisy, {"workers": 2}),
-    "shuffled loader": (shuffled_loader, {}),
-    "loader, own generator": (loader_with_a_generator, {}),
-    "loader, 1 worker": (loader_with_workers, {}),
+    "shuffled loader": (shuffled_loader, {"batch_size": None}),
+    "loader, own generator": (loader_with_a_generator, {"batch_size": None}),
+    "loader, 1 worker": (loader_with_workers, {"batch_size": None}),
     "stream": (Stream, {"schedule": "constant", "batch_size": 16}),
 }
 PLAIN = {"epochs": 3, "batch_size": 12, "checkpoint_every": "2steps", "baselines": False, "quiet": True}

@@ -296,6 +296,77 @@ def test_what_needs_validation_is_refused_without_it(asked, runs):
     assert list(runs.iterdir()) == []
 
 
+class Counts(Net):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class Rows(Dataset):
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, row):
+        return X[row], int(Y[row])
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from zip(X, Y.tolist(), strict=True)
+
+
+def loader():
+    return DataLoader(Rows(), batch_size=50)
+
+
+@pytest.mark.parametrize(
+    "source, asked, idle",
+    [
+        (lambda: (X, Y), {"workers": 2, "cache": True}, "workers cache"),
+        (lambda: TensorDataset(torch.tensor(X), torch.tensor(Y)), {"workers": 2}, "workers"),
+        (lambda: (X, Y), {"valid": (X, Y), "test": (X, Y), "split": "random"}, "split"),
+        (lambda: (X, Y), {"data_dir": "."}, "data_dir"),
+        (lambda: (X, Y), {"steps": 3}, "epochs"),
+        (lambda: (X, Y), {"optimizer": "muon", "rates": {"*": 0.1}}, "rates"),
+        (Rows, {"memory": "1MB", "baselines": True}, "memory baselines"),
+        (loader, {"workers": 2, "batch_size": 50, "memory": "1MB"}, "workers batch_size memory"),
+        (loader, {"valid": 0.1, "test": "0.1"}, "valid test"),
+        (Stream, {"valid": 0.1, "cache": True}, "valid"),
+    ],
+)
+def test_what_would_do_nothing_is_refused_by_name(source, asked, idle, runs):
+    with pytest.raises(UsageError, match="would do nothing") as caught:
+        lamina.train(source(), **{"net": Net(), "epochs": 1, "baselines": False, "quiet": True, **asked}, runs=runs)
+    found = [line.split(" would do nothing")[0] for line in str(caught.value).splitlines() if "nothing:" in line]
+    assert sorted(found) == sorted(idle.split()) and not list(runs.iterdir())
+
+
+@pytest.mark.parametrize(
+    "source, asked",
+    [
+        (lambda: (X, Y), {"workers": 0, "memory": "1MB", "valid": (X, Y), "split": "random"}),
+        (Rows, {"workers": 1, "cache": True, "memory": "1MB"}),
+        (loader, {"valid": loader(), "test": 0}),
+        (Stream, {"workers": 1, "batch_size": 50, "test": 0}),
+    ],
+)
+def test_what_does_something_is_taken(source, asked, runs):
+    lamina.train(source(), net=Net(), epochs=1, baselines=False, quiet=True, runs=runs, **asked)
+
+
+@pytest.mark.parametrize(
+    "asked, words", [({"net": Counts}, "Counts.forward sets calls"), ({"accumulate": 2}, "gradients of 2 batches"),
+                     ({"precision": "fp16"}, "scaled for fp16")],
+)  # fmt: skip
+def test_what_cannot_be_recorded_is_refused_before_there_is_a_run(asked, words, runs):
+    with pytest.raises(UsageError, match=words):
+        train(**{"net": Net, "compile": "on", **asked}, runs=runs)
+    assert not list(runs.iterdir())
+    train(net=Net, compile="on", runs=runs)
+
+
 def test_a_moving_average_ends_with_the_averaged_weights(runs):
     seen = []
 
