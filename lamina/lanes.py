@@ -25,13 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from lamina import flat as flats
-from lamina import masks, purity, tape
+from lamina import purity, quicker, rewrites, tape
 from lamina.batches.batch import Batch, prepared
 from lamina.errors import UsageError
 
 Gradients = tuple[Tensor, Tensor, Any]  # the loss, the loss with penalties (both 0-d, detached), the loss's count
 
-_DROPOUTS = (nn.modules.dropout._DropoutNd, nn.MultiheadAttention, nn.RNNBase)
 _SHAPES = 4  # recordings at most: data that always come in other shapes are not for recording
 _CHECK = 500  # replays after which the first step of an epoch is compared with an eager one
 _AGAIN = 8  # new recordings at most, because the net was changed from outside
@@ -122,8 +121,8 @@ class Lane:
         self._guard = _Guard(net, optimizer, self._functions())
         self.parameters = self._guard.learning()
         self._flattens = not scaled
-        self._fast = compile != "off" and not strict and any(isinstance(m, _DROPOUTS) for m in net.modules())
-        self._small = 0  # examples: no batch up to this has a mask that is worth drawing fast
+        self._quicker = compile != "off" and not strict and quicker.concerns(net)
+        self._small = 0  # examples: no batch up to this has a kernel that is worth replacing
         self._joined = False  # the gradients of the step lie in `flat.gradient`
         self.recorded = compile != "off"
         if compile == "off":
@@ -219,12 +218,12 @@ class Lane:
 
     def _eager(self, batch: Any) -> Gradients:
         self._drop()
-        drawing = masks.Fast() if self._fast and batch.count > self._small else None
+        mode = quicker.Quicker() if self._quicker and batch.count > self._small else None
         batch = batch.ready()
-        with drawing or contextlib.nullcontext():
+        with mode or contextlib.nullcontext():
             value, full, count = self._losses(batch)
-        full.backward()
-        if drawing is not None and not drawing.seen:
+            full.backward()
+        if mode is not None and not mode.seen:
             self._small = batch.count
         used = [p for p in self.parameters if p.grad is not None]
         if self.flat is not None and not _all_the_same(self.flat.parameters, used):
@@ -316,7 +315,7 @@ class Lane:
 
     def _again_recorded(self, still: _Still, found: _Recording | None) -> _Recording:
         operations, (value, full, count, gradients) = tape.record(
-            lambda: self._differentiated(still), {masks.DRAW: masks.fill} if self._fast else None
+            lambda: self._differentiated(still), quicker.INSTEAD if self._quicker else None
         )
         given = [p for p, gradient in zip(self.parameters, gradients, strict=True) if gradient is not None]
         if not _all_the_same(given, self._used or []):
@@ -359,6 +358,7 @@ class Lane:
         first = len(kept)
         kept += [gradient for gradient in gradients if gradient is not None]
         places = self.flat.gradients if self.flat is not None else []
+        operations = rewrites.rewritten(operations, set(map(tape.storage, kept)))
         made = tape.Tape(operations, kept, dict(enumerate(places, first)))
         return _Recording(still, flow, made, self._used or [], count)
 

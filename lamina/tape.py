@@ -69,7 +69,8 @@ def storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _span(tensor: Tensor) -> Span:
+def span(tensor: Tensor) -> Span:
+    """Which numbers of that memory are a tensor's, and in which order."""
     return (storage(tensor), tensor.dtype, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
 
 
@@ -166,7 +167,7 @@ def flow(operations: Iterable[Operation], known: Container[int] = ()) -> list[An
 
     def mark(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            key, *rest = _span(leaf)
+            key, *rest = span(leaf)
             if key not in made and key not in known:
                 return ("constant", repr(leaf.tolist()) if leaf.numel() <= _CONSTANT else key, *rest)
             return ("made", made[key], *rest) if key in made else ("given", key, *rest)
@@ -309,9 +310,9 @@ def _places_taken(calls: list[_Call], stays: set[int]) -> dict[int, int]:
         for tensor in tensors:
             key = storage(tensor)
             root = roots.get(key, key)
-            others = [roots.get(storage(part), storage(part)) for part in tensors if _span(part) != _span(tensor)]
+            others = [roots.get(storage(part), storage(part)) for part in tensors if span(part) != span(tensor)]
             alone = key in made and root not in stays and last[root] == number and root not in others
-            if alone and _span(tensor)[1:] == _span(result)[1:]:
+            if alone and span(tensor)[1:] == span(result)[1:]:
                 roots[call.made[0]] = root
                 last[root] = last[call.made[0]]
                 break
@@ -363,7 +364,7 @@ def _apart(tensor: Tensor) -> bool:
 
 def _fits(tensor: Tensor, home: Tensor) -> bool:
     """Whether a tensor that has its storage to itself could lie in the memory of another."""
-    return _whole(tensor) and _span(tensor)[3:] == _span(home)[3:] and tensor.dtype == home.dtype
+    return _whole(tensor) and span(tensor)[3:] == span(home)[3:] and tensor.dtype == home.dtype
 
 
 class Tape:
@@ -398,12 +399,12 @@ class Tape:
             """The tensor of the tape for a tensor of the recording."""
             if not isinstance(leaf, Tensor):
                 return leaf
-            key, dtype, offset, size, stride = _span(leaf)
+            key, dtype, offset, size, stride = span(leaf)
             key = roots.get(key, key)
-            span = (key, dtype, offset, size, stride)
-            found = self._tensors.get(span)
+            where = (key, dtype, offset, size, stride)
+            found = self._tensors.get(where)
             if found is None:
-                found = self._tensors[span] = torch.empty(0, dtype=dtype)
+                found = self._tensors[where] = torch.empty(0, dtype=dtype)
                 if key in homes:
                     home = homes[key]
                     start = home.storage_offset() * home.itemsize // dtype.itemsize
@@ -413,7 +414,7 @@ class Tape:
                 else:
                     found.set_(leaf.untyped_storage(), offset, size, stride)
                 if key in moved:
-                    self._live.setdefault(key, {})[span] = found
+                    self._live.setdefault(key, {})[where] = found
             return found
 
         ready = [

@@ -29,12 +29,12 @@ def test_there_are_sources():
 ORDER = [
     "errors names recipe files imports keyed mapped",
     "sources splits checks batches inference mixing augment nets weights losses optimizers schedules penalties devices "
-    "activations initialisers machine masks",
+    "activations initialisers machine masks quicker",
     "targets",
     "domains evaluate",
     "data state history",
     "run",
-    "purity tape flat lanes trial engine watchers baselines explain report bundle export serve",
+    "purity tape rewrites flat lanes trial engine watchers baselines explain report bundle export serve",
     "finder",
     "job asking",
     "results",

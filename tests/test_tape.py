@@ -792,7 +792,7 @@ def test_another_way_is_told(one: Callable[[Tensor], Any], other: Callable[[Tens
 def test_operations_are_called_in_the_place_of_others() -> None:
     """As large masks are drawn: the same at the recording and at every replay."""
     x = torch.randn(300, 300)
-    operations, kept = tape.record(lambda: [F.dropout(x, 0.5)], {masks.DRAW: masks.fill})
+    operations, kept = tape.record(lambda: [F.dropout(x, 0.5)], {torch.ops.aten.bernoulli_.float: masks.fill})
     first = kept[0].clone()
     made = tape.Tape(operations, kept)
     torch.manual_seed(3)
