@@ -1,7 +1,7 @@
 """Pictures of a run, one function a picture.
 
-In: plain data (history lines, counts, arrays). Out: a matplotlib `Figure` that belongs to nobody: no pyplot, no global
-settings; `painting` turns it into files. Called by the report.
+In: plain data (history lines, counts, arrays). Out: a matplotlib `Figure` on white that belongs to nobody: no pyplot, no
+global settings; `painting` turns it into files. Called by the report.
 
 The colours are of Okabe and Ito ("Color universal design", 2008), told apart by the colour-blind; nothing is said by
 colour alone. Names of classes are shown as they are, never as mathematics, shortened where they are long.
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
 INK, MUTED, GRID = "#1b2733", "#5f6b77", "#dde3e8"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+PAPER, DARK_PAPER = "#ffffff", "#151b21"  # the cards of the page
 DARK = {INK: "#e6ebf0", MUTED: "#9aa6b2", GRID: "#333d47", BLUE: "#56b4e9", ORANGE: "#ff8b45", GREEN: "#2fc79a"}
 SMALL, NORMAL = 8.0, 9.0  # points
 WIDTH = 9.2  # inches: as wide as the page, where an inch is 96 pixels
+DPI = 144  # pixels an inch: sharp on a fine screen, where a page has 96
+PICTURE = "picture"  # the gid of an example's own picture, whose colours are no words of ours
 
 CELLS_WRITTEN = 20  # classes up to which the confusion matrix has its counts written in
 NAMES_SHOWN = 40  # labels along an axis; of more, every k-th
@@ -92,7 +95,7 @@ def curves(history: Sequence[dict], *, score: str | None = None, best: float | N
         low, high = axis.dataLim.intervalx
         axis.set_xlim(low - 0.5, high + 0.5)
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    return figure
+    return _fitted(figure)
 
 
 def _line(history: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -125,9 +128,9 @@ def confusion(counts: np.ndarray, labels: Sequence) -> Figure:
     axis = figure.subplots()
     axis.imshow(image, interpolation="nearest", aspect="equal")
     if size <= NAMES_SHOWN:
-        axis.set_xticks(np.arange(size + 1) - 0.5, minor=True)
-        axis.set_yticks(np.arange(size + 1) - 0.5, minor=True)
-        axis.grid(which="minor", color=GRID, lw=0.6)
+        edges = np.arange(size + 1) - 0.5
+        axis.hlines(edges, edges[0], edges[-1], color=GRID, lw=0.6, clip_on=False)
+        axis.vlines(edges, edges[0], edges[-1], color=GRID, lw=0.6, clip_on=False)
     places = np.arange(0, size, every)
     axis.set_xticks(places, [names[k] for k in places], rotation=90 if upright else 0, parse_math=False)
     axis.set_yticks(places, [names[k] for k in places], parse_math=False)
@@ -144,7 +147,7 @@ def confusion(counts: np.ndarray, labels: Sequence) -> Figure:
     axis.tick_params(which="both", length=0)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    return figure
+    return _fitted(figure)
 
 
 def reliability(calibration: dict) -> Figure:
@@ -160,7 +163,7 @@ def reliability(calibration: dict) -> Figure:
     axis.set_ylim(start - 0.02, 1.02)
     _style(axis, "Confidence and truth", "confidence", "share that was right")
     axis.legend(frameon=False, fontsize=SMALL, labelcolor=MUTED, loc="upper left", borderpad=0)
-    return figure
+    return _fitted(figure)
 
 
 def histogram(confidence: np.ndarray, right: np.ndarray) -> Figure:
@@ -177,7 +180,7 @@ def histogram(confidence: np.ndarray, right: np.ndarray) -> Figure:
     axis.set_ylim(0, 1.02)
     _style(axis, "How sure it is", "confidence", "share")
     axis.legend(frameon=False, fontsize=SMALL, labelcolor=MUTED, loc="upper left", borderpad=0)
-    return figure
+    return _fitted(figure)
 
 
 # ---------------------------------------------------------------------------------------------------- numbers
@@ -206,7 +209,7 @@ def scatter(truth: np.ndarray, prediction: np.ndarray, names: Sequence[str] | No
         _cloud(right, y, y - x)
         right.axhline(0, ls="--", color=MUTED, lw=1.2)
         _style(right, f"{name}residuals" if name else "Residuals", "predicted", "predicted − true")
-    return figure
+    return _fitted(figure)
 
 
 def _cloud(axis: Axes, x: np.ndarray, y: np.ndarray) -> None:
@@ -233,7 +236,7 @@ def mistakes(pictures: np.ndarray | None, rows: Sequence[dict], *, most: int = 2
             caption.append((f"is {_short(rows[k]['truth'], 15)}", INK))
             caption.append((f"no. {rows[k]['id']}" if "id" in rows[k] else "", MUTED))
         return _gallery([pictures[k] for k in order], captions)
-    figure = _figure(WIDTH, 0.5 + 0.26 * max(1, len(order)))
+    figure = _figure(WIDTH, 0.75 + 0.26 * max(1, len(order)))
     axis = figure.subplots()
     sure = [rows[k].get("confidence") or 0.0 for k in order]
     axis.barh(range(len(order)), sure, color=ORANGE, alpha=0.35, height=0.75)
@@ -244,7 +247,7 @@ def mistakes(pictures: np.ndarray | None, rows: Sequence[dict], *, most: int = 2
     axis.set_xlim(0, 1)
     axis.invert_yaxis()
     _style(axis, "", "confidence", grid=False)
-    return figure
+    return _fitted(figure)
 
 
 def samples(pictures: np.ndarray, truths: Sequence, predictions: Sequence | None = None, *, most: int = 24) -> Figure:
@@ -270,7 +273,7 @@ def _gallery(pictures: Sequence[np.ndarray], captions: Sequence[Sequence[tuple[s
     lines = max((len(caption) for caption in captions), default=0)
     cell, side, line = WIDTH / across, 0.92 * WIDTH / across, 0.155  # inches
     height = side + lines * line + 0.12
-    figure = _figure(WIDTH, height * down, layout=None)
+    figure = _figure(WIDTH, height * down)
     axis = figure.add_axes((0, 0, 1, 1))  # one, in inches: an axis a picture would take most of the time
     axis.set_axis_off()
     for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
@@ -279,7 +282,8 @@ def _gallery(pictures: Sequence[np.ndarray], captions: Sequence[Sequence[tuple[s
         high, wide = (side * edge / max(shown.shape[:2]) for edge in shown.shape[:2])
         across_from, up_to = left + (side - wide) / 2, top - (side - high) / 2
         how = "nearest" if max(shown.shape[:2]) <= 64 else "antialiased"
-        axis.imshow(shown, "gray", interpolation=how, extent=(across_from, across_from + wide, up_to - high, up_to))
+        place = (across_from, across_from + wide, up_to - high, up_to)
+        axis.imshow(shown, "gray", interpolation=how, extent=place, gid=PICTURE)
         for number, (words, colour) in enumerate(caption):
             style: dict[str, Any] = {"fontsize": SMALL, "fontweight": "normal" if number else "bold", "color": colour}
             below = top - side - 0.04 - number * line
@@ -307,13 +311,37 @@ def _rgb(colour: str) -> tuple[float, float, float]:
     return tuple(int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))  # type: ignore[return-value]
 
 
-def _figure(width: float, height: float, layout: Any = "constrained") -> Figure:
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, inches. Its axes lie about where `_fitted` will have them, so that they have their ticks already."""
     with loading():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
     FigureCanvasAgg(figure)
+    figure.subplots_adjust(0.6 / width, 0.5 / height, 1 - 0.15 / width, 1 - 0.3 / height)
+    return figure
+
+
+def _fitted(figure: Figure) -> Figure:
+    """The room that ticks, labels and titles need, measured once; matplotlib's own layouts take as long as the drawing."""
+    if not figure.axes:
+        return figure
+    rooms = []  # left, bottom, right and top of each of the axes, pixels
+    for axis in figure.axes:
+        everything = axis.get_tightbbox(figure.canvas.get_renderer(), for_layout_only=True)  # type: ignore[attr-defined]
+        assert everything is not None
+        rooms.append(np.subtract(axis.bbox.extents, everything.extents) * [1, 1, -1, -1])
+    room = np.maximum(rooms, 0) + 0.04 * DPI
+    left, bottom, right, top = room.max(0)
+    (wide, high), grid = figure.bbox.size, figure.axes[0].get_gridspec()
+    assert grid is not None
+    outer, across, down = room[:: grid.ncols, 0].max(), left + right, bottom + top  # the gaps between are all alike
+    inner_wide, inner_high = wide - outer - right - (grid.ncols - 1) * across, high - grid.nrows * down
+    figure.subplots_adjust(
+        outer / wide, bottom / high, 1 - right / wide, 1 - top / high,
+        wspace=grid.ncols * across / inner_wide, hspace=grid.nrows * down / inner_high,
+    )  # fmt: skip
     return figure
 
 

@@ -347,7 +347,7 @@ def _calibration(found: Mapping[str, Any]) -> list[str]:
 
 
 def _picture(painted: Painted, key: str) -> dict[str, Any]:
-    """Two clear pictures inside the page, for light and for dark."""
+    """Two pictures inside the page, on its light and on its dark card."""
     light, dark = (base64.b64encode(picture).decode("ascii") for picture in (painted.light, painted.dark))
     size = {"width": painted.width, "height": painted.height}
     return {"light": light, "dark": dark, "caption": CAPTIONS.get(key, key.replace("_", " "))} | size

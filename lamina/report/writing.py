@@ -38,7 +38,7 @@ def write(folder: Path, loaded: data.Data, facts: dict[str, Any]) -> None:
     painted = {name: paint(figure) for name, figure in drawn.items()}
     files.folder(folder / "figures")
     for name, picture in painted.items():
-        files.write(folder / "figures" / f"{name}.png", picture.white)
+        files.write(folder / "figures" / f"{name}.png", picture.light)
     files.write(folder / "report.html", page.page({"name": folder.name, **facts, "history": epochs}, painted))
 
 
