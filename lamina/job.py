@@ -36,6 +36,7 @@ from lamina import (
     trial,
 )
 from lamina.batches import Batch, balanced, keeping_generators
+from lamina.batches import workers as processes
 from lamina.errors import LaminaError, ResourceError, UsageError, near
 from lamina.finder import find_learning_rate
 from lamina.recipe import Origin, Recipe
@@ -183,7 +184,8 @@ def batches(job: Job, part: str, *, shuffle: bool = True, net: nn.Module | None 
     recipe, loaded, net = job.recipe, job.data, net or job.net
     encoded, rows = loaded.parts[part]
     options: dict[str, Any] = {"batch_size": recipe.batch_size, "device": job.device, "seed": recipe.seed or 0}
-    if job.origins.get("workers", ("",))[0] == "yours":  # else they are chosen by measuring
+    asked = job.origins.get("workers", ("",))[0] == "yours"
+    if recipe.workers is not None and (asked or part == "train"):  # else they are chosen by measuring
         options["workers"] = recipe.workers
     if recipe.cache:
         options["cache"] = True
@@ -495,7 +497,7 @@ def fit_to_machine(job: Job) -> None:
     auto = recipe.precision == "auto"
     if auto:
         recipe.precision = "fp32"
-    job.facts["step"] = {"recorded": False, "why": "", "channels_last": False}
+    job.facts["step"] = {"recorded": False, "why": "", "channels_last": False, "seconds": None}
     if not job.supervised or job.device.type != "cpu" or (recipe.accumulate or 1) > 1:
         return
     with keeping_generators():
@@ -504,7 +506,10 @@ def fit_to_machine(job: Job) -> None:
         job.net, objective(job), batch, threads=recipe.threads, precision="auto" if auto else recipe.precision or "fp32",
         strict=bool(recipe.strict), compile=recipe.compile or "auto", penalty=penalty(recipe),
     )  # fmt: skip
-    job.facts["step"] = {"recorded": choice.recorded, "why": choice.why_eager, "channels_last": choice.channels_last}
+    job.facts["step"].update(
+        recorded=choice.recorded, why=choice.why_eager, channels_last=choice.channels_last,
+        seconds=round(choice.seconds, 6) if choice.seconds > 0 else None,
+    )  # fmt: skip
     reasons = choice.reasons
     if recipe.threads is None:
         recipe.threads, origins["threads"] = choice.threads, ("inferred", reasons.get("threads", "as torch has it"))
@@ -512,6 +517,21 @@ def fit_to_machine(job: Job) -> None:
     if auto and choice.precision != "fp32":
         recipe.precision, origins["precision"] = "bf16", ("inferred", reasons["precision"])
     lay_out(job)
+
+
+def read_ahead(job: Job, walk: Any) -> None:
+    """How many processes read a Dataset ahead, where nobody said; and no more threads than there are cores beside them."""
+    if not hasattr(walk, "choose_workers"):
+        return
+    recipe, origins = job.recipe, job.origins
+    workers, cores = walk.choose_workers(job.facts["step"]["seconds"]), processes.cores()
+    if recipe.workers is None:
+        recipe.workers, origins["workers"] = workers, ("inferred", walk.why)
+    left = max(1, cores - workers)
+    always = workers and not recipe.cache  # what is kept is not read any more
+    if always and origins.get("threads", ("",))[0] != "yours" and torch.get_num_threads() > left:
+        recipe.threads, origins["threads"] = left, ("inferred", f"{workers} of {cores} cores read the Dataset")
+        torch.set_num_threads(left)
 
 
 def lay_out(job: Job) -> None:

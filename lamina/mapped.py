@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from lamina.errors import ResourceError
 PIECE = 4 << 20  # bytes worked on together
 PAGES = 32 << 20  # bytes that may have been read before they are given back
 _EVERY = 0.005  # seconds
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 _touched = 0
 _most: ContextVar[int | None] = ContextVar("memory", default=None)
 
@@ -45,6 +47,7 @@ class _Map:
     memory: weakref.ref[mmap.mmap]
     file: int
     place: int
+    away: bool = False  # some of the rows that were taken last were on the disk alone
 
 
 _maps: dict[int, _Map] = {}  # by address
@@ -115,7 +118,7 @@ def _of(column: Any) -> _Map | None:
 
 def take(column: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     """`column.index_select(0, rows)`. Rows of a map are read from its file, in the order in which they lie there: to touch
-    them in the map would draw in all that is around them."""
+    them in the map would draw in all that is around them. Those that come from the disk are asked for together."""
     known = _of(column)
     if known is None or not column.is_contiguous() or not len(rows):
         return column.index_select(0, rows) if out is None else torch.index_select(column, 0, rows, out=out)
@@ -129,19 +132,49 @@ def take(column: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     if wanted == list(range(wanted[0], wanted[0] + len(wanted))):
         _fill(known.file, into, begin + wanted[0] * size)
         return made
-    for row, k in sorted(zip(wanted, range(len(wanted)), strict=True)):
-        _fill(known.file, into[k * size : (k + 1) * size], begin + row * size)
+    places = [(begin + row * size, into[k * size : (k + 1) * size]) for row, k in sorted(zip(wanted, count()))]
+    away = [(place, part) for place, part in places if not _is_here(known.file, part, place)]
+    known.away = bool(away)
+    _ask(known.file, [place for place, _ in away], size)
+    for place, part in away:
+        _fill(known.file, part, place)
     return made
 
 
-def _fill(file: int, into: memoryview, place: int) -> None:
+def soon(columns: Sequence[Tensor], rows: Tensor) -> None:
+    """These rows will be taken next: a disk that had to be waited for begins to read them."""
+    for column in columns:
+        known = _of(column)
+        if known is not None and known.away:
+            size, begin = column[0].nbytes, known.place + column.data_ptr() - known.address
+            _ask(known.file, [begin + row * size for row in sorted(rows.tolist())], size)
+
+
+def _ask(file: int, places: list[int], size: int) -> None:
+    """All of them at once: a disk that is asked for one row after the other is idle most of the time."""
+    for place in places if hasattr(os, "posix_fadvise") else ():
+        os.posix_fadvise(file, place, size, os.POSIX_FADV_WILLNEED)
+
+
+def _is_here(file: int, into: memoryview, place: int) -> bool:
+    """Read a row that the system holds in memory; False for one that has to come from the disk."""
+    try:
+        return os.preadv(file, [into], place, _NOWAIT) == into.nbytes
+    except BlockingIOError:
+        return False
+    except OSError:  # this file system cannot tell
+        return _fill(file, into, place)
+
+
+def _fill(file: int, into: memoryview, place: int) -> bool:
     while into.nbytes:
-        count = os.preadv(file, [into], place)
-        if count <= 0:
+        read = os.preadv(file, [into], place)
+        if read <= 0:
             raise ResourceError(
                 f"A file of columns ends {into.nbytes:,} bytes too early.", fix="leave it alone while it is read"
             )
-        into, place = into[count:], place + count
+        into, place = into[read:], place + read
+    return True
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

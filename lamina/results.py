@@ -230,6 +230,8 @@ def opening(job: Job, resumed: bool) -> None:
         rows.append(("also", ", ".join(words for _, words in extras), "recipe.toml has each reason"))
     rows.append(("device", devices.describe(job.device), why("threads") or why("device")))
     rows.append(_step(job))
+    if recipe.workers is not None:
+        rows.append(("workers", str(recipe.workers), why("workers")))
     job.screen.opening(rows)
     job.screen.findings([(f.severity, f.what, f.fix or f.done) for f in loaded.findings])
 

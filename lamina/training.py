@@ -363,6 +363,7 @@ def _start(
             ("inferred", "measured by a rising rate on a copy of the net"),
         )
     learning = _learning(job)
+    jobs.read_ahead(job, learning.state.batches)
     jobs.try_batch(job, learning.state.batches)
     while not files.claim(place):
         if named:

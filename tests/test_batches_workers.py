@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, TensorDataset, default_collate, get_worker
 
 import lamina
 from lamina import batches as b
+from lamina import trial
 from lamina.batches import datasets, items, workers
 from lamina.batches.generators import states
 from lamina.errors import DataError, ResourceError, UsageError
@@ -355,6 +356,31 @@ def test_quick_items_are_read_here_and_slow_ones_by_no_more_workers_than_cores(m
     assert many.choose_workers() == 3 and "3 cores" in many.why
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert b.DatasetBatches(Items(slow, 1000)).choose_workers() == 0
+
+
+def test_slow_steps_need_fewer_workers(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    walks = [b.DatasetBatches(Items(slow, 1000), batch_size=8) for _ in range(2)]
+    assert walks[0].choose_workers() == 16 and 1 <= walks[1].choose_workers(0.1) <= 4 and "100 ms" in walks[1].why
+
+
+@pytest.mark.parametrize("asked, threads", [({}, 1), ({"threads": 2}, 2), ({"workers": 0}, 2)])
+def test_the_step_gets_the_cores_that_workers_leave(asked, threads, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "WORTH", 0.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(trial, "_try_one_thread", lambda *_: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run = lamina.train(
+            Items(lambda k: (torch.ones(3), k % 2), 40), net=nn.Linear(3, 2), epochs=1, baselines=False, runs=tmp_path,
+            report=False, **asked,
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    assert run.recipe.threads == threads and (run.recipe.workers > 0) == ("workers" not in asked)
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("workers")]
+    assert row.split()[1] == str(run.recipe.workers) and ("an item takes" in row) == ("workers" not in asked)
 
 
 def test_a_dataset_that_holds_an_open_file_is_not_copied_unasked(tmp_path, monkeypatch):

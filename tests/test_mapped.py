@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import gzip
+import os
 import struct
 import subprocess
 import sys
@@ -72,6 +74,35 @@ def test_rows_are_taken_as_index_select_takes_them(rows, shape):
     assert torch.equal(mapped.take(part, wanted % 400), part.index_select(0, wanted % 400))
     out = torch.empty((len(rows), *shape[1:]))
     assert torch.equal(mapped.take(column, wanted, out), column.index_select(0, wanted))
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_rows_that_are_on_the_disk_alone_are_asked_for_together_and_the_next_ones_ahead(away, monkeypatch):
+    column = on_disk(X)
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, place, size, how: asked.append((place, size)))
+    if away:
+        monkeypatch.setattr(mapped, "_is_here", lambda *_: False)
+    walk = lamina.Batches(column, Y, batch_size=200, seed=4)
+    found = [batch.inputs[0] for batch in walk.epoch(0)]
+    rows = walk.positions(0)
+    assert torch.equal(torch.cat(found), torch.from_numpy(X)[rows])
+    # a batch as it is cut, and the one after it before that is due
+    parts = [rows[:200], rows[200:400], rows[200:400], rows[400:], rows[400:]] if away else []
+    assert asked == [(24 * row, 24) for part in parts for row in sorted(part.tolist())]
+
+
+def test_where_the_system_cannot_tell_what_it_holds_rows_are_read_all_the_same(monkeypatch):
+    column, read = torch.from_numpy(on_disk(X)), os.preadv
+
+    def without_flags(file, buffers, place, flags=0):
+        if flags:
+            raise OSError(errno.EOPNOTSUPP, "no")
+        return read(file, buffers, place)
+
+    rows = torch.tensor([7, 499, 0, 7])
+    monkeypatch.setattr(os, "preadv", without_flags)
+    assert torch.equal(mapped.take(column, rows), torch.from_numpy(X)[rows])
 
 
 def test_an_array_its_owner_mapped_is_not_copied(tmp_path):

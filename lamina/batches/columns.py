@@ -65,6 +65,7 @@ class Batches(Epochs):
         self.prepare = None if prepare is None or isinstance(prepare, nn.Identity) else prepare.to(self.device)
         self._known = self.truth is not None and not self.truth.is_floating_point() and bool(torch.all(self.truth >= 0))
         self.reuse = False  # cut every batch into the same memory, and leave `prepare` to the loop that set this
+        self.views = False  # rows that follow one another are no copy: for a loop that writes to none of its inputs
         self._memory: dict[int, list[Tensor]] = {}
         self._length = self.rows if order is None else len(order(seed, 0))
 
@@ -88,11 +89,15 @@ class Batches(Epochs):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         positions = self.positions(epoch).to(self.device)
+        size, on_disk = self.batch_size, [column for column in self._table() if mapped.is_mapped(column)]
         for k in range(start, len(self)):
-            yield self._cut(positions[k * self.batch_size : (k + 1) * self.batch_size], epoch)
+            batch = self._cut(positions[k * size : (k + 1) * size], epoch)
+            if on_disk:
+                mapped.soon(on_disk, positions[(k + 1) * size : (k + 2) * size])
+            yield batch
 
     def _cut(self, indices: Tensor, epoch: int) -> Batch:
-        cut = self._cut_again(indices) if self.reuse else [mapped.take(column, indices) for column in self._table()]
+        cut = self._cut_again(indices) if self.reuse else self._cut_anew(indices)
         inputs, truth = (tuple(cut), None) if self.truth is None else (tuple(cut[:-1]), cut[-1])
         if self.augment is not None:
             inputs = self.augment(inputs, Key(self.seed, epoch, indices))
@@ -102,6 +107,12 @@ class Batches(Epochs):
 
     def _table(self) -> list[Tensor]:
         return [*self.columns, *(() if self.truth is None else (self.truth,))]
+
+    def _cut_anew(self, indices: Tensor) -> list[Tensor]:
+        if self.views and bool((indices.diff() == 1).all()):
+            rows = slice(int(indices[0]), int(indices[-1]) + 1)
+            return [c[rows] if not mapped.is_mapped(c) else mapped.take(c, indices) for c in self._table()]
+        return [mapped.take(column, indices) for column in self._table()]
 
     def _cut_again(self, indices: Tensor) -> list[Tensor]:
         table, memory = self._table(), self._memory.get(len(indices))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -153,14 +152,15 @@ class DatasetBatches(Epochs):
     def _start(self) -> processes.Readers:
         return processes.Readers(self.reader, self.workers or 1, self.batch_size, self._positions._length)
 
-    def choose_workers(self) -> int:
-        """How many processes read ahead, where nobody said: measured on a few items, never more than there are cores."""
+    def choose_workers(self, step: float | None = None) -> int:
+        """How many processes read ahead, where nobody said: measured on a few items, as many as keep up with steps of so
+        many seconds, never more than there are cores."""
         if self.workers is None:
-            self.workers, self.why = self._chosen()
+            self.workers, self.why = self._chosen(step)
         return self.workers
 
-    def _chosen(self) -> tuple[int, str]:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    def _chosen(self, step: float | None) -> tuple[int, str]:
+        cores = processes.cores()
         if cores < 2 or not processes.CAN:
             return 0, "one core" if cores < 2 else "this system cannot fork"
         few = [int(row) for row in self.rows[:: max(1, len(self.rows) // 18)][:18]]
@@ -178,8 +178,11 @@ class DatasetBatches(Epochs):
             return 0, "the Dataset reads from a file that it holds open, which processes cannot share"
         if seconds * count < WORTH:
             return 0, f"{words}, {count:,} of them {seconds * count:.2g} s"
-        number = min(cores, MOST, max(1, math.ceil(seconds * self.batch_size / STEP)))
-        return number, f"{words}, {cores} cores"
+        number = min(cores, MOST, max(1, math.ceil(seconds * self.batch_size / max(step or 0, STEP))))
+        return (
+            number,
+            f"{words}{f', a step with {self.batch_size} of them {1e3 * step:.3g} ms' if step else ''}; {cores} cores",
+        )
 
     def _seconds(self, rows: list[int]) -> float:
         began = time.perf_counter()

@@ -39,6 +39,11 @@ CAN = hasattr(os, "memfd_create") and hasattr(os, "fork")  # elsewhere a DataLoa
 _WALK, _AT = 0, 1  # places in the memory all share: the walk under way (0: the end), then what each worker is reading
 
 
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Readers:
     """Worker processes round one Dataset. `read` may be left in the middle; the next one starts afresh."""
 
