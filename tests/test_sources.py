@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+import lamina
 from lamina import mapped, sources
 from lamina.errors import DataError, ResourceError, UsageError
 from lamina.sources import arrays, idx, mnist, samples
@@ -115,6 +116,9 @@ spoilt[[1, 3], 0] = np.nan, np.inf
         ((ragged, Y[:2]), [r"list \(row 0\)"]),
         (([[1, 2], [3, 4], [5]], Y[:3]), [r"row 0 is \(2,\)", r"row 2 is \(1,\)"]),
         (([torch.zeros(2), torch.zeros(3)], Y[:2]), [r"row 1 is \(3,\)"]),
+        (([torch.zeros(2, 5), torch.zeros(2, 5), torch.zeros(3, 5)], Y[:3]), [r"row 2 is \(3, 5\)", "RaggedBatches"]),
+        ((ragged, Y[:2]), [r"row 1 is \(1,\)", "RaggedBatches"]),
+        (([[1, 2], [3, 4], [5]], Y[:3]), ["RaggedBatches"]),
         ((np.zeros(4, dtype=[("a", "f4"), ("b", "i4")]), Y), ["records"]),
         ((np.ma.masked_greater(X, 10), Y), ["masked", "row 3"]),
         ((torch.eye(4).to_sparse(), Y), ["sparse"]),
@@ -130,6 +134,18 @@ def test_bad_arrays_are_refused_in_words(source, words):
     for word in words:
         with pytest.raises(DataError, match=word):
             sources.open(source)
+
+
+@pytest.mark.parametrize("rows", [[torch.zeros(2, 5), torch.zeros(2, 5), torch.zeros(2, 4)], [[1], [[2]]]])
+def test_what_differs_in_more_than_its_length_is_not_taken_for_sequences(rows):
+    with pytest.raises(DataError) as caught:
+        sources.open((rows, Y[: len(rows)]))
+    assert "RaggedBatches" not in str(caught.value)
+
+
+def test_batches_are_no_source_and_belong_to_the_loop():
+    with pytest.raises(UsageError, match=r"RaggedBatches(.|\n)*learn"):
+        sources.open(lamina.RaggedBatches([X[0], X[0][:2]], [0, 1]))
 
 
 @pytest.mark.parametrize("source", [{"x": X, "y": Y}, (X, Y, Y), 3, None, object(), {1, 2}])

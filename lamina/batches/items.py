@@ -154,7 +154,8 @@ class Reader:
         return DataError(
             words,
             expected="tensors, arrays or numbers, of one shape and type",
-            fix="pad, resize or convert them in the Dataset; sequences of many lengths: lamina.RaggedBatches",
+            fix="pad, resize or convert them in the Dataset; sequences of many lengths are learned from in a loop: "
+            "lamina.learn(net, lamina.RaggedBatches(x, y), loss, optimizer)",
         )
 
 

@@ -22,6 +22,10 @@ from lamina import mapped
 from lamina.errors import DataError, UsageError, near, rows
 from lamina.sources import Examples, Source, describe
 
+_SEQUENCES = (  # what to do with those of many lengths
+    "pad them to one length, or train in a loop over batches of like length: "
+    "lamina.learn(net, lamina.RaggedBatches(x, y), loss, optimizer)"
+)
 _NEAR = 1 << 16  # whole numbers
 _TOGETHER = 1 << 18  # values worked on together
 _WORDS = {
@@ -51,8 +55,9 @@ def read(source: Any) -> Source:
     raise UsageError(
         f"A source cannot be a {type(source).__name__}.",
         expected="(x, y) of arrays, a Dataset or DataLoader, a path, or the name of a sample",
-        fix="give its values as a tuple: (data['x'], data['y'])" if isinstance(source, dict) else "",
-    )
+        fix="give its values as a tuple: (data['x'], data['y'])" if isinstance(source, dict)
+        else "lamina.learn(net, batches, loss, optimizer) takes batches" if hasattr(source, "epoch") else "",
+    )  # fmt: skip
 
 
 def in_memory(x: Any, y: Any = None) -> Source:
@@ -244,6 +249,8 @@ def _inputs(value: Any, what: str) -> np.ndarray:
     if column.dtype.kind not in "biuf":
         words, fix = _words(column)
         found = f": {_types(column)}" if column.dtype.kind == "O" else ""
+        if _are_sequences(column):
+            found, fix = f"{found}; {_ragged(column)}", _SEQUENCES
         raise DataError(f"{what} holds {words} ({column.dtype}){found}.", expected="numbers", fix=fix)
     if len(column) and not column.size:
         raise DataError(f"{what} holds no values: its shape is {column.shape}.", expected="at least one an example")
@@ -298,8 +305,8 @@ def _array(value: Any, what: str) -> np.ndarray:
     try:
         column = np.asarray(value)
     except (ValueError, OverflowError) as error:
-        found = _ragged(value) or str(error)
-        raise DataError(f"{what} cannot be made an array: {found}.", expected="an array (N, ...)") from error
+        found, fix = _ragged(value) or str(error), _SEQUENCES if _are_sequences(value) else ""
+        raise DataError(f"{what} cannot be made an array: {found}.", expected="an array (N, ...)", fix=fix) from error
     if mapped.most() is not None:
         mapped.adopt(column)
     if column.ndim == 0:
@@ -316,9 +323,19 @@ def _stack(items: Any, what: str) -> Tensor:
         raise DataError(
             f"{what} is a list of unlike tensors: row 0 is {shapes[0]}, row {row} is {shapes[row]}.",
             expected="tensors of one shape",
-            fix="for inputs and answers give a tuple: (x, y)" if len(items) == 2 else "",
-        )
+            fix="for inputs and answers give a tuple: (x, y)" if len(items) == 2
+            else _SEQUENCES if _are_sequences(items) else "",
+        )  # fmt: skip
     return torch.stack([item.detach().cpu() for item in items])
+
+
+def _are_sequences(items: Any) -> bool:
+    """Whether a list's items are numbers (T,) or (T, C) that differ in T."""
+    try:
+        forms = {np.shape(item) for item in items}
+    except (ValueError, TypeError):
+        return False
+    return len(forms) > 1 and {len(form) for form in forms} in ({1}, {2}) and len({form[1:] for form in forms}) == 1
 
 
 def _ragged(items: Any) -> str:
