@@ -182,6 +182,7 @@ class Run:
         self.facts = facts(self.folder)
         self._net, self._domain, self._task = net, domain, task
         self._built: nn.Module | None = None
+        self._strict: bool | None = None
         self._kinds: tuple[Domain, Target] | None = None
 
     def __repr__(self) -> str:
@@ -251,7 +252,9 @@ class Run:
         options: dict[str, Any] = (
             {"device": place} if batch_size is None else {"device": place, "batch_size": batch_size}
         )
-        return self.net.to(place), {**options, "exact": True} if self.recipe.strict else options
+        if self._strict is None:
+            self._strict = bool(self.recipe.strict)
+        return self.net.to(place), {**options, "exact": True} if self._strict else options
 
     def predict(self, inputs: Any, *, device: str = "cpu", batch_size: int | None = None) -> Answers:
         """Answers for raw inputs (N, ...), or for a file of them: labels or numbers, confidence, probabilities.

@@ -192,6 +192,21 @@ def test_where_training_had_bytes_fractions_are_refused():
             domain.encode(bad)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_so_large_that_their_sum_is_infinite_are_numbers(bad):
+    table = np.full((3000, 4), 3e38, np.float32)
+    assert torch.equal(Arrays(scale="none").encode(table)[0], torch.from_numpy(table))
+    table[2999, 3] = bad
+    with pytest.raises(DataError, match=r"1 inputs hold NaN or infinite values: rows? 2999"):
+        Arrays(scale="none").encode(table)
+
+
+def test_an_array_that_may_not_be_written_to_is_taken_without_a_copy():
+    column = np.frombuffer(RNG.bytes(4 * 8 * 8), np.uint8).reshape(4, 8, 8)
+    (encoded,) = Arrays(scale="unit").encode(column)
+    assert encoded.data_ptr() == column.ctypes.data and np.array_equal(encoded.numpy(), column)
+
+
 def test_whole_numbers_are_taken_where_training_had_fractions_and_bytes_where_it_had_whole_numbers():
     assert fitted(Arrays, TABLE).encode(np.ones((2, 4), int))[0].dtype == torch.float32
     assert fitted(Arrays, TABLE).encode(np.ones((2, 4), np.uint8))[0].dtype == torch.float32

@@ -141,6 +141,44 @@ def test_a_score_of_a_confusion_matrix_has_scipys_bca_interval():
     assert entry["interval"] == "bootstrap" and same((entry["low"], entry["high"]), theirs, 0.12)
 
 
+def surprises(skewed: bool, n: int, seed: int = 0):
+    """Losses of a net that is sure of itself, and seldom wrong."""
+    random = np.random.default_rng(seed)
+    wrong = random.random(n) < 0.02
+    return np.zeros(n), Answers(
+        np.sqrt(np.where(wrong, random.exponential(3, n), random.exponential(0.02, n))) + skewed
+    )
+
+
+@pytest.mark.parametrize("case", ["cells", "values", "skewed values"])
+def test_sums_of_many_examples_drawn_at_once_are_those_of_resampled_examples(case, monkeypatch):
+    """Ends within the noise of 1,000 resamples: a tenth of a standard deviation, of which an interval has four."""
+    cells = case == "cells"
+    truth, answers = classes_at(0.9, 12_000) if cells else surprises(case == "values", 12_000)
+    measure = F1 if cells else RMSE
+    at_once = [evaluate.scores([measure], truth, answers, seed=seed)[0] for seed in range(6)]
+    monkeypatch.setattr(evaluate, "MANY", 10**9)
+    drawn = [evaluate.scores([measure], truth, answers, seed=seed)[0] for seed in range(6)]
+    ends = [[np.mean([entry[end] for entry in entries]) for end in ("low", "high")] for entries in (at_once, drawn)]
+    assert same(*ends, 0.03) and {entry["resamples"] for entry in (*at_once, *drawn)} == {1000}
+    assert len({entry["low"] for entry in at_once}) == 6
+
+
+def test_examples_are_drawn_where_their_sum_is_far_from_known_distributions(monkeypatch):
+    truth, answers = numbers_at(0.5, 10_000)
+    drawn = []
+    resamples = evaluate._resamples
+    monkeypatch.setattr(evaluate, "_resamples", lambda *asked: (drawn.append(w) or w for w in resamples(*asked)))
+    evaluate.scores([RMSE], truth, answers)
+    assert not drawn
+    answers.prediction[7] += 1e3  # one example is nearly all of the sum
+    evaluate.scores([RMSE], truth, answers)
+    assert drawn
+    drawn.clear()
+    evaluate.scores([RMSE], *numbers_at(0.5, 10_000), groups=np.arange(10_000) // 2)
+    assert drawn
+
+
 def test_a_score_that_says_nothing_of_itself_is_computed_anew():
     truth, answers = numbers_at(0.5, 150)
     plain = Measure("rmse", RMSE.compute, "lower")

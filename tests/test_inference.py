@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lamina.domains.arrays import Scale
 from lamina.domains.base import Domain, Encoded
 from lamina.inference import portion, quickest
 from lamina.targets.classes import Classes
@@ -32,20 +35,20 @@ class Functional(nn.Module):
 @pytest.mark.parametrize(
     ("net", "width", "expected"),
     [
-        (nn.Linear(4, 2), 4, 1024),  # tiny: the most
-        (nn.Linear(4, 10_000), 4, 128),  # 40 kB an example: 250 in 10 MB
-        (nn.Sequential(nn.Linear(4, 100_000), nn.Linear(100_000, 2)), 4, 16),  # 400 kB: 25
-        (nn.Identity(), 50_000, 32),  # 200 kB of input: 50
-        (Functional(), 1000, 16),  # 1 in 10 MB: the fewest
+        (nn.Linear(4, 2), 4, 4096),  # tiny: the most
+        (nn.Linear(4, 10_000), 4, 256),  # 40 kB an example: 325 in 13 MB
+        (nn.Sequential(nn.Linear(4, 100_000), nn.Linear(100_000, 2)), 4, 32),  # 400 kB: 32.5
+        (nn.Identity(), 50_000, 64),  # 200 kB of input: 65
+        (Functional(), 1000, 16),  # 2 in 13 MB: the fewest
     ],
 )
-def test_a_portion_keeps_the_largest_tensor_on_the_way_below_ten_megabytes(net, width, expected):
+def test_a_portion_keeps_the_largest_tensor_on_the_way_below_thirteen_megabytes(net, width, expected):
     assert portion(net, (torch.zeros(2, width),)) == expected
 
 
 def test_a_portion_is_not_made_small_by_weights():
     net = Functional()
-    assert portion(net, (torch.zeros(2, 1),)) == portion(nn.Linear(1, 1500), (torch.zeros(2, 1),)) == 1024
+    assert portion(net, (torch.zeros(2, 1),)) == portion(nn.Linear(1, 1500), (torch.zeros(2, 1),)) == 2048
 
 
 def test_a_copy_with_the_channels_last_answers_the_same_and_the_net_is_left_alone():
@@ -78,11 +81,107 @@ class Strides(nn.Module):
 @pytest.mark.parametrize("odd", [View(), Uncopied(), Strides()], ids=["fails", "cannot be copied", "answers otherwise"])
 def test_a_net_that_does_not_bear_the_layout_stays_as_it_is(odd):
     net = convnet(odd)
-    assert quickest(net, (torch.randn(4, 3, 10, 10),)) is net
+    x = torch.randn(4, 3, 10, 10)
+    quick = quickest(net, (x,))
+    assert quick[0].weight.is_contiguous() and torch.allclose(quick(x), net(x), atol=1e-5)
+    assert (quick is net) == isinstance(odd, Uncopied)  # the product at its end may be changed all the same
 
 
-def test_a_net_without_convolutions_is_not_copied():
-    net = nn.Linear(3, 2)
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(48, 20), nn.ReLU(), nn.Linear(20, 9), nn.Tanh(), nn.Linear(9, 4)
+    ).eval()
+
+
+def products(net):
+    return [module.after for module in net.modules() if hasattr(module, "after")]
+
+
+def test_packed_products_answer_the_same_and_take_the_relu_behind_them():
+    net, x = mlp(), torch.randn(50, 3, 16)
+    before = copy.deepcopy(net.state_dict())
+    with torch.no_grad():
+        quick = quickest(net, (x,))
+        assert products(quick) == ["relu", "none", "none"]
+        assert torch.allclose(quick(x), net(x), atol=1e-6)
+        assert torch.allclose(quick(x[:1]), net(x[:1]), atol=1e-6)
+    assert all(torch.equal(before[name], weight) for name, weight in net.state_dict().items())
+
+
+class Between(nn.Module):
+    """Reads what the product gave before the relu."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(48, 4), nn.ReLU())
+
+    def forward(self, x):
+        x = self.layers[0](x.flatten(1))
+        return x + self.layers[1](x)
+
+
+class Tied(nn.Module):
+    """Uses the weights of a layer by itself, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(48, 4)
+
+    def forward(self, x):
+        return F.linear(self.layer(x.flatten(1)), self.layer.weight.t())
+
+
+@pytest.mark.parametrize("odd", [Between(), Tied()], ids=["read before the relu", "weights used elsewhere"])
+def test_a_net_that_does_not_bear_packed_products_stays_as_it_is(odd):
+    assert quickest(odd, (torch.randn(5, 3, 16),)) is odd
+
+
+def test_a_layer_with_a_hook_is_not_replaced():
+    net, seen = mlp(), []
+    net[1].register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    with torch.no_grad():
+        quick = quickest(net, (torch.randn(5, 3, 16),))
+        assert products(quick) == ["none", "none"]
+        seen.clear()
+        quick(torch.randn(7, 3, 16))
+    assert seen == [7]
+
+
+@pytest.mark.parametrize("scale", [Scale(255.0), Scale(255.0, [0.3] * 16, [0.2] * 16), Scale(1.0, 100.0, 50.0)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_scaling_of_bytes_goes_into_the_first_product(scale, bias):
+    net, x = mlp(), torch.randint(0, 256, (50, 3, 16), dtype=torch.uint8)
+    if not bias:
+        net[1].bias = None
+    whole = nn.Sequential(scale, net)
+    with torch.no_grad():
+        quick = quickest(whole, (x,))
+        assert type(quick[0]) is not Scale and whole[0] is scale
+        for some in (x[:7], x, x[:1]):  # into memory that is used again
+            assert torch.allclose(quick(some), whole(some), atol=1e-5)
+
+
+class Skip(nn.Module):
+    """The input goes past the first product as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(48, 48)
+
+    def forward(self, x):
+        return x.flatten(1) + self.layer(x.flatten(1))
+
+
+def test_scaled_bytes_that_something_else_reads_too_stay_scaled():
+    whole, x = nn.Sequential(Scale(255.0), Skip()).eval(), torch.randint(0, 256, (9, 3, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        quick = quickest(whole, (x,))
+        assert type(quick[0]) is Scale and torch.allclose(quick(x), whole(x), atol=1e-5)
+
+
+def test_a_net_without_convolutions_and_products_is_not_copied():
+    net = nn.Tanh()
     assert quickest(net, (torch.zeros(2, 3),)) is net
     point = nn.Conv2d(3, 3, 1)  # its weights are in both layouts at once
     assert quickest(point, (torch.zeros(2, 3, 4, 4),)) is point
@@ -108,6 +207,55 @@ def test_answers_do_not_depend_on_the_portion(count):
         found, same = Plain().answers(net, Encoded((x,), truth), target, rows, **options)
         assert np.allclose(found.probabilities, expected, atol=1e-5)
         assert np.array_equal(same, truth[rows])
+
+
+class Writing(nn.Module):
+    """Works in place on what it is given."""
+
+    def forward(self, x):
+        return x.mul_(2)[:, :4]
+
+
+@pytest.mark.parametrize("net", [Writing(), nn.Linear(6, 4)], ids=["writes", "reads"])
+def test_what_a_net_writes_to_its_input_does_not_reach_the_data(net):
+    x = torch.randn(100, 6)
+    before, target = x.clone(), Classes(labels=list("abcd"), values=list("abcd"))
+    with torch.no_grad():
+        expected = net(x.clone()).softmax(1)
+    found, _ = Plain().answers(net, Encoded((x,)), target)
+    assert torch.equal(x, before) and np.allclose(found.probabilities, expected.numpy(), atol=1e-6)
+    with torch.inference_mode():  # where torch does not count writes
+        assert np.allclose(Plain().answers(net, Encoded((x,)), target)[0].probabilities, expected.numpy(), atol=1e-6)
+    assert torch.equal(x, before)
+
+
+class Told(Plain):
+    """The net is told the answers while it is validated."""
+
+    def outputs(self, net, batch):
+        return net(batch.inputs[0], batch.truth)
+
+
+class Telling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.sizes = nn.Linear(6, 4), []
+
+    def forward(self, x, truth):
+        self.sizes.append(len(x))
+        wide = self.layer(x).repeat(1, 5000)  # 80 kB an example, so 128 are asked at a time
+        return wide[:, :4] + F.one_hot(truth, 4)
+
+
+def test_validation_asks_in_portions_also_a_net_that_is_told_the_answers():
+    net, target = Telling(), Classes(labels=list("abcd"), values=list("abcd"))
+    x, truth = torch.randn(300, 6), torch.randint(0, 4, (300,))
+    walk = Told().batches(net, Encoded((x,), truth), None, batch_size=256, shuffle=False)
+    found = Told().validate(net, walk, target, nn.CrossEntropyLoss())
+    assert net.sizes == [2, 128, 128, 44] and walk.batch_size == 256
+    with torch.no_grad():
+        expected = F.cross_entropy(net.layer(x) + F.one_hot(truth, 4), truth)
+    assert found["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_validation_in_the_other_layout_is_the_loss_and_the_score_of_all():

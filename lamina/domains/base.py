@@ -7,6 +7,7 @@ answers are made step by step, overrides `batches`, `outputs`, `loss`, `validate
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,14 +101,20 @@ class Domain:
         The loss is that of all examples together, whatever the size of the batches; of a sum, it is that of an example.
         exact: the net as it is, in no other layout.
         """
-        asked = net
+        asked, walk = net, batches
+        if isinstance(batches, Batches) and batches.rows > PORTIONS[0] and not exact:
+            walk = copy.copy(batches)
+            if self._plain("outputs"):
+                asked = self._quick(net, walk)
+            else:
+                walk.batch_size = FEW
+                few = next(walk.epoch(0))
+                walk.batch_size = portion(net, few.inputs, lambda: self.outputs(net, few))  # as it is called below
         total: Any = 0.0
         over_all: Any = 0  # what the loss's mean is taken over, together
         sums: dict[str, Tensor] = {}
         examples = 0
-        for batch in batches.epoch(0):
-            if not (examples or exact) and self._plain("outputs") and isinstance(batches, Batches):
-                asked = quickest(net, batch.inputs) if len(batches) >= WORTH else net
+        for batch in walk.epoch(0):
             output = self.outputs(asked, batch)
             truth = target.shape_truth(batch.truth, output)
             value, count = loss(output, truth).float(), losses.count(loss, output, truth, batch.count)
@@ -134,21 +141,33 @@ class Domain:
         batch_size: without it, as many at a time as the net answers fastest. exact: the net as it is, in no other layout.
         """
         size, exact = options.pop("batch_size", None), options.pop("exact", False)
-        columns = isinstance(examples.inputs, tuple) and self._plain("batches")
-        count = (len(examples.inputs[0]) if rows is None else len(rows)) if columns else 0
-        if count > PORTIONS[0]:
-            some = np.arange(FEW) if rows is None else rows[:FEW]
-            few = next(
-                iter(self.batches(net, examples, some, shuffle=False, batch_size=FEW, **options).epoch(0))
-            ).inputs
-            size = size or portion(net, few)
-            net = quickest(net, few) if count >= WORTH * size and not exact else net
+        walk = self.batches(net, examples, rows, shuffle=False, batch_size=size or ELSEWHERE, **options)
+        if isinstance(walk, Batches) and walk.rows > PORTIONS[0] and not (exact and size):
+            net = self._quick(net, walk, size, exact)
         outputs, truths = [], []
-        for batch in self.batches(net, examples, rows, shuffle=False, batch_size=size or ELSEWHERE, **options).epoch(0):
+        for batch in walk.epoch(0):
             outputs.append(net(*batch.inputs).cpu())
             if batch.truth is not None:
                 truths.append(batch.truth.cpu().numpy())
+            del batch  # the next one lies in the same memory, which the cores still have at hand
         return target.decode(torch.cat(outputs)), np.concatenate(truths) if truths else None
+
+    def _quick(self, net: nn.Module, walk: Batches, size: int | None = None, exact: bool = False) -> nn.Module:
+        """The net as it answers fastest, to be called with inputs alone, and `walk` made to go with it: the first layers are
+        the net's own, rows that follow one another are no copies, and batches are portions unless their size is given.
+        """
+        if walk.prepare is not None and len(walk.columns) == 1:
+            net, walk.prepare = nn.Sequential(walk.prepare, net), None
+        walk.batch_size = FEW
+        few = next(walk.epoch(0)).inputs
+        known = not torch.is_inference_mode_enabled()  # there, nobody counts how often a tensor is written to
+        before = [column._version for column in few] if known else None
+        fitting = portion(net, few)
+        walk.batch_size = size or fitting
+        if exact:
+            return net
+        walk.views = known and walk.device.type == "cpu" and [column._version for column in few] == before
+        return quickest(net, few) if len(walk) >= WORTH else net
 
     def _plain(self, name: str) -> bool:
         """Whether a method is the one of this class, so that the net is asked for nothing but its output."""

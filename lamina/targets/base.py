@@ -43,6 +43,13 @@ class Measure:
     from_confusion: Callable[[np.ndarray], np.ndarray] | None = None  # (R, K, K) counts -> (R,)
 
 
+def places(known: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each value (N,) stands among the known ones (K,), int64 (N,); and the rows of those that are not known."""
+    order = np.argsort(known, kind="stable")
+    found = order[np.minimum(np.searchsorted(known[order], column), len(known) - 1)]
+    return found, np.flatnonzero(known[found] != column)
+
+
 def bare(loss: Any) -> Any:
     """A loss without the arguments that `functools.partial` put round it."""
     while isinstance(loss, functools.partial):
