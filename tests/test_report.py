@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -185,6 +186,12 @@ def test_names_are_shown_as_they_are():
     paint(figures.scatter(np.arange(3.0), np.arange(3.0), names=["$\\bad"]))
 
 
+def test_a_script_without_a_font_warns_nobody():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        paint(figures.confusion(np.eye(2, dtype=int), ["猫", "犬"]))
+
+
 def test_mistakes_are_the_surest_first_and_only_mistakes():
     sure = [0.6, 0.99, 0.8, 0.95]
     rows = [{"id": k, "truth": "a", "prediction": "a" if k == 1 else "b", "confidence": c} for k, c in enumerate(sure)]
@@ -271,7 +278,7 @@ def test_a_painted_figure_is_what_matplotlib_saves(kind):
     painted = paint(figure)
     assert (painted.width, painted.height) == tuple(round(96 * inches) for inches in figure.get_size_inches())
     buffer = BytesIO()
-    all_kinds()[kind].savefig(buffer, format="png", dpi=DPI)
+    figure.savefig(buffer, format="png", dpi=DPI)
     assert np.array_equal(pixels(painted.light), pixels(buffer.getvalue()))
 
 

@@ -95,7 +95,7 @@ def curves(history: Sequence[dict], *, score: str | None = None, best: float | N
         low, high = axis.dataLim.intervalx
         axis.set_xlim(low - 0.5, high + 0.5)
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    return _fitted(figure)
+    return figure
 
 
 def _line(history: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +147,7 @@ def confusion(counts: np.ndarray, labels: Sequence) -> Figure:
     axis.tick_params(which="both", length=0)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    return _fitted(figure)
+    return figure
 
 
 def reliability(calibration: dict) -> Figure:
@@ -163,7 +163,7 @@ def reliability(calibration: dict) -> Figure:
     axis.set_ylim(start - 0.02, 1.02)
     _style(axis, "Confidence and truth", "confidence", "share that was right")
     axis.legend(frameon=False, fontsize=SMALL, labelcolor=MUTED, loc="upper left", borderpad=0)
-    return _fitted(figure)
+    return figure
 
 
 def histogram(confidence: np.ndarray, right: np.ndarray) -> Figure:
@@ -180,7 +180,7 @@ def histogram(confidence: np.ndarray, right: np.ndarray) -> Figure:
     axis.set_ylim(0, 1.02)
     _style(axis, "How sure it is", "confidence", "share")
     axis.legend(frameon=False, fontsize=SMALL, labelcolor=MUTED, loc="upper left", borderpad=0)
-    return _fitted(figure)
+    return figure
 
 
 # ---------------------------------------------------------------------------------------------------- numbers
@@ -209,7 +209,7 @@ def scatter(truth: np.ndarray, prediction: np.ndarray, names: Sequence[str] | No
         _cloud(right, y, y - x)
         right.axhline(0, ls="--", color=MUTED, lw=1.2)
         _style(right, f"{name}residuals" if name else "Residuals", "predicted", "predicted − true")
-    return _fitted(figure)
+    return figure
 
 
 def _cloud(axis: Axes, x: np.ndarray, y: np.ndarray) -> None:
@@ -247,7 +247,7 @@ def mistakes(pictures: np.ndarray | None, rows: Sequence[dict], *, most: int = 2
     axis.set_xlim(0, 1)
     axis.invert_yaxis()
     _style(axis, "", "confidence", grid=False)
-    return _fitted(figure)
+    return figure
 
 
 def samples(pictures: np.ndarray, truths: Sequence, predictions: Sequence | None = None, *, most: int = 24) -> Figure:
@@ -312,7 +312,7 @@ def _rgb(colour: str) -> tuple[float, float, float]:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure, inches. Its axes lie about where `_fitted` will have them, so that they have their ticks already."""
+    """An empty figure, inches. Its axes lie about where `painting` will have them, so that they have their ticks already."""
     with loading():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -320,28 +320,6 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
     FigureCanvasAgg(figure)
     figure.subplots_adjust(0.6 / width, 0.5 / height, 1 - 0.15 / width, 1 - 0.3 / height)
-    return figure
-
-
-def _fitted(figure: Figure) -> Figure:
-    """The room that ticks, labels and titles need, measured once; matplotlib's own layouts take as long as the drawing."""
-    if not figure.axes:
-        return figure
-    rooms = []  # left, bottom, right and top of each of the axes, pixels
-    for axis in figure.axes:
-        everything = axis.get_tightbbox(figure.canvas.get_renderer(), for_layout_only=True)  # type: ignore[attr-defined]
-        assert everything is not None
-        rooms.append(np.subtract(axis.bbox.extents, everything.extents) * [1, 1, -1, -1])
-    room = np.maximum(rooms, 0) + 0.04 * DPI
-    left, bottom, right, top = room.max(0)
-    (wide, high), grid = figure.bbox.size, figure.axes[0].get_gridspec()
-    assert grid is not None
-    outer, across, down = room[:: grid.ncols, 0].max(), left + right, bottom + top  # the gaps between are all alike
-    inner_wide, inner_high = wide - outer - right - (grid.ncols - 1) * across, high - grid.nrows * down
-    figure.subplots_adjust(
-        outer / wide, bottom / high, 1 - right / wide, 1 - top / high,
-        wspace=grid.ncols * across / inner_wide, hspace=grid.nrows * down / inner_high,
-    )  # fmt: skip
     return figure
 
 

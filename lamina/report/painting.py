@@ -36,12 +36,13 @@ class Painted:
 
 
 def paint(figure: Figure) -> Painted:
-    """Draw a figure."""
+    """Draw a figure, with margins that fit."""
     with loading():
         from PIL.Image import fromarray
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script without a font is shown as boxes
+        _fit(figure)
         figure.canvas.draw()
     light = fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
     dark = light.convert("RGB", DARKENING)
@@ -51,6 +52,27 @@ def paint(figure: Figure) -> Painted:
         dark.paste(light.crop(box), box)
     wide, high = figure.get_size_inches()
     return Painted(_png(light), _png(dark), round(96 * wide), round(96 * high))
+
+
+def _fit(figure: Figure) -> None:
+    """The room for ticks, labels and titles, measured once; matplotlib's own layouts take as long as the drawing."""
+    grid = figure.axes[0].get_gridspec() if figure.axes else None
+    if grid is None:  # axes that somebody put where they are
+        return
+    rooms = []  # left, bottom, right and top of each of the axes, pixels
+    for axis in figure.axes:
+        everything = axis.get_tightbbox(figure.canvas.get_renderer(), for_layout_only=True)  # type: ignore[attr-defined]
+        assert everything is not None
+        rooms.append(np.subtract(axis.bbox.extents, everything.extents) * [1, 1, -1, -1])
+    room = np.maximum(rooms, 0) + 0.04 * DPI
+    left, bottom, right, top = room.max(0)
+    outer, across, down = room[:: grid.ncols, 0].max(), left + right, bottom + top  # the gaps between are all alike
+    wide, high = figure.bbox.size
+    inner_wide, inner_high = wide - outer - right - (grid.ncols - 1) * across, high - grid.nrows * down
+    figure.subplots_adjust(
+        outer / wide, bottom / high, 1 - right / wide, 1 - top / high,
+        wspace=grid.ncols * across / inner_wide, hspace=grid.nrows * down / inner_high,
+    )  # fmt: skip
 
 
 def _darkening() -> tuple[float, ...]:
