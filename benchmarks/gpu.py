@@ -234,9 +234,17 @@ def compile_off(asked: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     return lamina(asked, clock, compile="off")
 
 
+def compile_on(asked: argparse.Namespace, clock: Clock) -> dict[str, Any]:
+    return lamina(asked, clock, compile="on")
+
+
 def contenders(job: str, device: str) -> dict[str, contest.Contender]:
     graphs: dict[str, contest.Contender] = {"hand, CUDA graphs": hand_graphs} if device.startswith("cuda") else {}
-    ours: dict[str, contest.Contender] = {"lamina": lamina, "lamina, compile off": compile_off}
+    ours: dict[str, contest.Contender] = {
+        "lamina": lamina,
+        "lamina, compile on": compile_on,
+        "lamina, compile off": compile_off,
+    }
     if job == "resnet":
         return {"hand": by_hand, "hand, compiled": hand_compiled, **ours}
     return {"hand": by_hand, **graphs, **ours}

@@ -498,7 +498,11 @@ def fit_to_machine(job: Job) -> None:
     if auto:
         recipe.precision = "fp32"
     job.facts["step"] = {"recorded": False, "why": "", "channels_last": False, "seconds": None}
-    if not job.supervised or job.device.type != "cpu" or (recipe.accumulate or 1) > 1:
+    if not job.supervised or (recipe.accumulate or 1) > 1:
+        return
+    if job.device.type != "cpu":
+        captured = job.device.type == "cuda" and recipe.compile == "on"
+        job.facts["step"].update(captured=captured, why="" if captured else "--compile on captures it as a CUDA graph")
         return
     with keeping_generators():
         batch = first_to_learn(job.net, job.data, job.device, recipe)

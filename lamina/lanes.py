@@ -4,7 +4,8 @@ In: a net, an objective, an optimiser. Out: a `Lane`, whose `gradients(batch)` g
 engine calls both for every step. Two ways, with the same bits:
 
     eager      forward, autograd's backward, the optimiser's update: what the loop by hand does
-    recorded   the step's kernels on memory that stays (`tape`), parameters and optimiser state laid flat (`flat`)
+    recorded   the step's kernels on memory that stays (`tape`), parameters and optimiser state laid flat (`flat`); on a GPU
+               a CUDA graph (`graphs`), with `compile="on"` alone
 
 `compile="auto"` records where it can, "on" says so as an error where it cannot, "off" never does. A step is recorded when a
 batch of its shape comes for the second time: it is made eagerly, which is what counts; then it is made again while it is
@@ -28,9 +29,12 @@ from lamina import flat as flats
 from lamina import purity, quicker, rewrites, tape
 from lamina.batches.batch import Batch, prepared
 from lamina.errors import UsageError
+from lamina.graphs import Graph
 
 Gradients = tuple[Tensor, Tensor, Any]  # the loss, the loss with penalties (both 0-d, detached), the loss's count
 
+_CAPTURED = ("cuda",)  # devices on which a step is captured as a graph, if somebody asks for it
+_NEAR = 1e-3  # of the largest number, on such a device: there, sums are made in any order
 _SHAPES = 4  # recordings at most: data that always come in other shapes are not for recording
 _CHECK = 500  # replays after which the first step of an epoch is compared with an eager one
 _AGAIN = 8  # new recordings at most, because the net was changed from outside
@@ -82,7 +86,7 @@ class _Recording:
 
     batch: _Still  # of tensors that stay
     flow: list[Any]  # what it does, to be compared with another recording
-    tape: tape.Tape
+    tape: tape.Tape | Graph
     used: list[Tensor]  # the parameters that get gradients
     count: Any  # what the loss's mean is over: a number, None, or a tensor of the tape
     confirmed: bool = False  # a second batch went the same way
@@ -121,7 +125,9 @@ class Lane:
         self._guard = _Guard(net, optimizer, self._functions())
         self.parameters = self._guard.learning()
         self._flattens = not scaled
-        self._quicker = compile != "off" and not strict and quicker.concerns(net)
+        elsewhere = next((p.device for p in self.parameters if p.device.type != "cpu"), None)
+        self._device = "cpu" if elsewhere is None else elsewhere.type
+        self._quicker = compile != "off" and not strict and elsewhere is None and quicker.concerns(net)
         self._small = 0  # examples: no batch up to this has a kernel that is worth replacing
         self._joined = False  # the gradients of the step lie in `flat.gradient`
         self.recorded = compile != "off"
@@ -129,8 +135,10 @@ class Lane:
             self.words = "compile is off"
         elif scaled:
             self._give_up("its loss is scaled for fp16")
-        elif any(p.device.type != "cpu" for p in self.parameters):
-            self._give_up(f"it runs on {next(p.device for p in self.parameters if p.device.type != 'cpu')}")
+        elif elsewhere is not None and elsewhere.type not in _CAPTURED:
+            self._give_up(f"it runs on {elsewhere}")
+        elif elsewhere is not None and compile != "on":
+            self._give_up(f"it runs on {elsewhere}, where a step is captured as a graph only with compile=on")
         elif self._guard.reason:
             self._give_up(self._guard.reason)
 
@@ -294,16 +302,14 @@ class Lane:
             self._give_up("not every batch gives gradients to the same parameters")
             return step
         gradients = [p.grad for p in self._used or () if p.grad is not None]
-        wanted = [value, full, *([count] if isinstance(count, Tensor) else []), *gradients]
-        wanted = [tensor.detach().clone() for tensor in wanted]
+        wanted = [tensor.detach().clone() for tensor in _given(value, full, count, gradients)]
         after = _Kept(self._guard, still.tensors)
         try:
             before.restore()
             found = self._again_recorded(still, found)
             before.restore()
             self._replayed(found)
-            if not _same(found.tape.given, wanted) or not after.holds():
-                raise tape.Unrecordable("gives other bits when it is replayed")
+            self._compare(found.tape.given, wanted, after)
         except Exception as error:
             after.restore()
             self._show_again(wanted[-len(gradients) :])
@@ -315,7 +321,7 @@ class Lane:
 
     def _again_recorded(self, still: _Still, found: _Recording | None) -> _Recording:
         operations, (value, full, count, gradients) = tape.record(
-            lambda: self._differentiated(still), quicker.INSTEAD if self._quicker else None
+            lambda: self._differentiated(still), quicker.INSTEAD if self._quicker else None, self._device
         )
         given = [p for p, gradient in zip(self.parameters, gradients, strict=True) if gradient is not None]
         if not _all_the_same(given, self._used or []):
@@ -332,6 +338,17 @@ class Lane:
             raise tape.Unrecordable("takes another way for another batch of one shape")
         found.confirmed = True
         return found
+
+    def _compare(self, found: Sequence[Tensor], wanted: Sequence[Tensor], after: _Kept) -> None:
+        """Raises Unrecordable where a replay differs from the eager step, with the name of what differs first."""
+        names = {id(p): f"the gradient of {name}" for name, p in self.net.named_parameters()}
+        used = self._used or []
+        names_of = ["the loss", "the loss with its penalties", "what the loss is a mean of"][: len(wanted) - len(used)]
+        names_of += [names.get(id(p), "the gradient of a parameter outside the net") for p in used]
+        near = _NEAR if self._device in _CAPTURED else 0.0
+        differs = next((n for n, a, b in zip(names_of, found, wanted, strict=True) if not _same(a, b, near)), "")
+        if differs or not after.holds(near):
+            raise tape.Unrecordable(f"gives other bits when it is replayed, in {differs or 'a buffer or a generator'}")
 
     def _show_again(self, gradients: list[Tensor]) -> None:
         """The gradients of an eager step, which a replay has written over."""
@@ -354,12 +371,14 @@ class Lane:
         self, still: _Still, flow: list[Any], operations: list[Any], value: Tensor, full: Tensor, count: Any,
         gradients: Sequence[Tensor | None],
     ) -> _Recording:  # fmt: skip
-        kept = [value, full, *([count] if isinstance(count, Tensor) else [])]
-        first = len(kept)
-        kept += [gradient for gradient in gradients if gradient is not None]
-        places = self.flat.gradients if self.flat is not None else []
-        operations = rewrites.rewritten(operations, set(map(tape.storage, kept)))
-        made = tape.Tape(operations, kept, dict(enumerate(places, first)))
+        kept = _given(value, full, count, gradients)
+        first = len(kept) - len(self._used or [])
+        places = dict(enumerate(self.flat.gradients if self.flat is not None else [], first))
+        made: tape.Tape | Graph
+        if self._device in _CAPTURED:
+            made = Graph(lambda: _given(*self._differentiated(still)), places)
+        else:
+            made = tape.Tape(rewrites.rewritten(operations, set(map(tape.storage, kept))), kept, places)
         return _Recording(still, flow, made, self._used or [], count)
 
     def _replayed(self, found: _Recording) -> Gradients:
@@ -424,22 +443,31 @@ class _Guard:
 
 
 class _Kept:
-    """What a step changes beside gradients, as it was: buffers (running means), torch's generator."""
+    """What a step changes beside gradients, as it was: buffers (running means), torch's generators."""
 
     def __init__(self, guard: _Guard, others: Sequence[Tensor]):
-        self._generator = torch.get_rng_state()
         self._tensors = [*guard.lasting, *others]
         self._values = [tensor.detach().clone() for tensor in self._tensors]
+        gpus = {t.device for t in (*guard.parameters, *self._tensors) if t.device.type == "cuda"}
+        self._gpus = sorted(gpus, key=str)
+        self._states = self._generators()
 
     def restore(self) -> None:
-        torch.set_rng_state(self._generator)
+        torch.set_rng_state(self._states[0])
+        for device, state in zip(self._gpus, self._states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
         with torch.no_grad():
             for tensor, value in zip(self._tensors, self._values, strict=True):
                 tensor.copy_(value)
 
-    def holds(self) -> bool:
+    def holds(self, near: float = 0.0) -> bool:
         """Whether all is as it was kept."""
-        return _same(self._tensors, self._values) and torch.equal(self._generator, torch.get_rng_state())
+        values = zip(self._tensors, self._values, strict=True)
+        states = zip(self._generators(), self._states, strict=True)
+        return all(_same(a, b, near) for a, b in values) and all(torch.equal(a, b) for a, b in states)
+
+    def _generators(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._gpus)]
 
 
 def _written(operations: Sequence[tape.Operation]) -> set[int]:
@@ -471,8 +499,17 @@ def _tensors(batch: Batch) -> list[Tensor] | None:
     return parts if all(isinstance(part, Tensor) for part in parts) else None
 
 
-def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """To the bit, NaN included."""
-    return all(
-        torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all()) for a, b in zip(some, others, strict=True)
-    )
+def _given(value: Tensor, full: Tensor, count: Any, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    """What a step gives, in the order in which a tape gives it."""
+    means = [count] if isinstance(count, Tensor) else []
+    return [value, full, *means, *(gradient for gradient in gradients if gradient is not None)]
+
+
+def _same(a: Tensor, b: Tensor, near: float = 0.0) -> bool:
+    """To the bit, NaN included; or, of numbers with a fraction, as near as this part of the largest."""
+    if torch.equal(a, b):
+        return True
+    alike = (a == b) | ((a != a) & (b != b))
+    if near and a.is_floating_point():
+        alike |= (a - b).abs() <= near * b.abs().nan_to_num().max()
+    return bool(alike.all())

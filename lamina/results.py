@@ -242,6 +242,8 @@ def _step(job: Job) -> tuple[str, str, str]:
     words = [job.recipe.precision or "fp32", *(["channels_last"] if facts.get("channels_last") else [])]
     if facts.get("recorded"):
         return ("step", ", ".join(["recorded", *words]), "below autograd, and replayed: the same bits; --compile off")
+    if facts.get("captured"):
+        return ("step", ", ".join(["a CUDA graph", *words]), "you asked for it; compared with the eager step")
     return ("step", ", ".join(["eager", *words]), facts.get("why", ""))
 
 

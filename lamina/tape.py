@@ -41,7 +41,7 @@ _ALIGN = 64  # bytes: a cache line, and the widest vector register
 
 # How much they give, or what they do, depends on values that they read themselves, without a tag that says so.
 _READING = {aten._pack_padded_sequence.default, aten._ctc_loss.default, aten._ctc_loss.Tensor}
-# What a tensor lies on is seen when all is over, so it must not change on the way.
+# What a tensor lies on must not change on the way.
 _MOVING = {aten.set_, aten.resize_, aten.resize_as_}
 
 
@@ -77,12 +77,14 @@ def span(tensor: Tensor) -> Span:
 class _Recorder(TorchDispatchMode):
     """Runs every operation and keeps it, with all its tensors: so no storage's address is ever used twice."""
 
-    def __init__(self, instead: dict[Any, Any]) -> None:
+    def __init__(self, instead: dict[Any, Any], device: str) -> None:
         super().__init__()
+        self._device = device
         self.operations: list[Operation] = []
         self.refused: Unrecordable | None = None  # kept, since the function may catch what it was told
         self._instead = instead
         self._seen: set[int] = set()
+        self._made: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
@@ -96,14 +98,18 @@ class _Recorder(TorchDispatchMode):
             raise Unrecordable(f"calls an operation that is not torch's own ({function})")
         if _reads_values(function, args):
             raise Unrecordable(f"reads values to decide what comes next ({function})")
-        if torch.Tag.inplace_view in function.tags or function.overloadpacket in _MOVING:
+        turned = torch.Tag.inplace_view in function.tags
+        if function.overloadpacket in _MOVING or (turned and storage(args[0]) not in self._made):
             raise Unrecordable(f"changes the shape or the memory of a tensor in place ({function})")
+        if turned:  # what was recorded of it before keeps the shape of that time
+            return function(*args, **kwargs)
         if function is aten.promote_types.default:  # of types alone
             return function(*args, **kwargs)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in given:
-            _check(tensor, function)
+            self._check(tensor, function)
             self._seen.add(storage(tensor))
+        arguments, keywords = tree_map(_as_now, (args, kwargs))
         run = self._instead.get(function, function)
         # What Python has made, such as torch.tensor(0.0), comes in here. It is copied, so that it can be had anew.
         result = args[0].clone() if function is aten.lift_fresh.default else run(*args, **kwargs)
@@ -114,11 +120,25 @@ class _Recorder(TorchDispatchMode):
         if isinstance(result, (tuple, list)) and any(isinstance(part, (tuple, list)) for part in result):
             raise Unrecordable(f"gets lists of tensors beside others ({function})")
         for tensor in results:
-            _check(tensor, function)
+            self._check(tensor, function)
         made = list(dict.fromkeys(key for key in map(storage, results) if key not in self._seen))
         self._seen.update(made)
-        self.operations.append(Operation(function, run, args, kwargs, results, made))
+        self._made.update(made)
+        self.operations.append(Operation(function, run, arguments, keywords, [*map(_as_now, results)], made))
         return result
+
+    def _check(self, tensor: Tensor, function: Any) -> None:
+        plain = type(tensor) in _PLAIN and tensor.layout == torch.strided
+        if not plain or tensor.is_complex() or tensor.is_nested or tensor.is_quantized:
+            kind = f"{type(tensor).__name__} of {tensor.dtype} and layout {tensor.layout}"
+            raise Unrecordable(f"works on a {kind} ({function})")
+        if tensor.device.type != self._device:
+            raise Unrecordable(f"works on {tensor.device} ({function})")
+
+
+def _as_now(leaf: Any) -> Any:
+    """A tensor of the same memory that keeps its shape whatever becomes of the other."""
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _reads_values(function: Any, args: tuple[Any, ...]) -> bool:
@@ -129,27 +149,26 @@ def _reads_values(function: Any, args: tuple[Any, ...]) -> bool:
     return told or function in _READING
 
 
-def _check(tensor: Tensor, function: Any) -> None:
-    plain = type(tensor) in _PLAIN and tensor.layout == torch.strided
-    if not plain or tensor.is_complex() or tensor.is_nested or tensor.is_quantized:
-        kind = f"{type(tensor).__name__} of {tensor.dtype} and layout {tensor.layout}"
-        raise Unrecordable(f"works on a {kind} ({function})")
-    if tensor.device.type != "cpu":
-        raise Unrecordable(f"works on {tensor.device} ({function})")
-
-
 # Torch wraps this method so that the compiler leaves it alone, and imports the compiler for that: a second, when first called.
 _Recorder.__torch_dispatch__ = inspect.unwrap(_Recorder.__torch_dispatch__)  # type: ignore[method-assign]
 
 
-def record(function: Callable[[], Any], instead: dict[Any, Any] | None = None) -> tuple[list[Operation], Any]:
+def record(
+    function: Callable[[], Any], instead: dict[Any, Any] | None = None, device: str = "cpu"
+) -> tuple[list[Operation], Any]:
     """Run a function, and give what it did and what it returned. Raises Unrecordable.
 
-    instead: functions to call in the place of operations, now and at every replay.
+    instead: functions to call in the place of operations, now and at every replay. device: the type of device on which
+    all of it must happen. A `Tape` can be made of what happens on the CPU.
     """
-    recorder = _Recorder(instead or {})
-    with recorder:
-        result = function()
+    recorder = _Recorder(instead or {}, device)
+    try:
+        with recorder:
+            result = function()
+    except Exception as error:
+        if recorder.refused in (None, error):
+            raise
+        raise recorder.refused from error  # which the function has put into words of its own
     if recorder.refused is not None:
         raise recorder.refused
     if len(recorder.operations) > _LONGEST:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import lamina
-from lamina import augment, engine
+from lamina import augment, engine, lanes
 from lamina.batches import Batches
 from lamina.keyed import Key
 
@@ -99,3 +99,35 @@ def test_a_stopped_run_goes_on(tmp_path):
     resumed = lamina.resume(tmp_path / "stopped", quiet=True)
     for name, value in whole.net.state_dict().items():
         assert torch.allclose(value, resumed.net.state_dict()[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_captured_step_learns_as_the_eager_one(dropout):
+    """Of the same generator, so that masks are the same; within rounding, since sums may be made in any order."""
+    ends = []
+    for compile in ("on", "off"):
+        module = net(dropout).cuda()
+        torch.manual_seed(1)
+        x, y = examples(320)
+        optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
+        batches = Batches(x, y, batch_size=32, device="cuda")
+        objective = engine.supervised(nn.CrossEntropyLoss())
+        lane = lanes.Lane(module, objective, optimizer, compile=compile)
+        for _ in engine.learn(module, batches, objective=objective, optimizer=optimizer, epochs=3, lane=lane):
+            pass
+        assert lane.recorded == (compile == "on"), lane.words
+        ends.append(torch.cat([p.detach().flatten().cpu() for p in module.parameters()]))
+    assert torch.allclose(*ends, rtol=1e-3, atol=1e-5)
+
+
+def test_a_net_that_reads_values_is_not_captured():
+    class Reads(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (2 if float(x.sum()) > 0 else 1)
+
+    x, y = examples()
+    module = Reads(8, 3).cuda()
+    with pytest.raises(lamina.LaminaError, match="reads values"):
+        for _ in engine.learn(module, Batches(x, y, batch_size=32, device="cuda"), nn.CrossEntropyLoss(),
+                              torch.optim.Adam(module.parameters()), epochs=1, compile="on"):  # fmt: skip
+            pass

@@ -34,7 +34,7 @@ ORDER = [
     "domains evaluate",
     "data state history",
     "run",
-    "purity tape rewrites flat lanes trial engine watchers baselines explain report bundle export serve",
+    "purity tape rewrites graphs flat lanes trial engine watchers baselines explain report bundle export serve",
     "finder",
     "job asking",
     "results",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -964,6 +965,52 @@ def test_a_replay_that_forgets_a_buffer_is_found(monkeypatch):
 
 
 RIGHT: list[nn.Module] = []
+
+
+@pytest.mark.parametrize("harm, words", [
+    (lambda tape: tape.given[-1].mul_(1.0001), "the gradient of two.bias"),
+    (lambda tape: tape.given[-4].mul_(1.0001), "the gradient of one.weight"),
+    (HARMS["the loss"], "the loss"),
+    (HARMS["a generator"], "a buffer or a generator"),
+])  # fmt: skip
+def test_words_name_what_differs(monkeypatch, harm, words):
+    planted(monkeypatch, 1, harm)
+    net = nn.Sequential(OrderedDict(one=nn.Linear(6, 5), act=nn.ReLU(), two=nn.Linear(5, 3)))
+    _, lane = learned(net, PARTS, F.cross_entropy, fused(net.parameters()))
+    assert lane.words.endswith(f"other bits when it is replayed, in {words}")
+
+
+class Captured:
+    """In the place of a CUDA graph: the function itself, into memory that stays."""
+
+    off = 0.0
+
+    def __init__(self, function, into):
+        function()  # warms up
+        self.function, self.into = function, into
+        self.given = [into.get(k, tensor.detach().clone()) for k, tensor in enumerate(function())]
+
+    def replay(self):
+        for tensor, value in zip(self.given, self.function(), strict=True):
+            tensor.detach().copy_(value.detach() * (1 + self.off))
+
+
+@pytest.mark.parametrize("forward", [torch_random, buffer, unused, python_random], ids=lambda f: f.__name__)
+def test_a_captured_step_ends_where_the_eager_one_does(monkeypatch, forward):
+    monkeypatch.setattr(lanes, "_CAPTURED", ("cpu",))
+    monkeypatch.setattr(lanes, "Graph", Captured)
+    lane = compare(kind_of(forward), change=adds_parts)
+    assert lane.recorded == (forward is not python_random)
+
+
+def test_a_captured_step_may_differ_by_rounding_and_no_more(monkeypatch):
+    monkeypatch.setattr(lanes, "_CAPTURED", ("cpu",))
+    monkeypatch.setattr(lanes, "Graph", Captured)
+    for off, recorded in ((1e-5, True), (1e-2, False)):
+        monkeypatch.setattr(Captured, "off", off)
+        net = made()
+        _, lane = learned(net, PARTS, F.cross_entropy, fused(net.parameters()))
+        assert lane.recorded is recorded and (recorded or "in the loss" in lane.words)
 
 
 def test_a_replay_that_goes_wrong_later_is_found_in_a_later_epoch(monkeypatch):
