@@ -1,11 +1,15 @@
 """How time and memory grow: with the number of examples, with the batch size, and with data ten times `--memory`.
 
-    python benchmarks/scaling.py [--rounds 3] [--only examples|batch|memory]
+    python benchmarks/scaling.py [--rounds 5] [--only examples|batch|memory]
 
 Synthetic rows of 16 floats (for memory: of 256), two classes, an MLP 16-64-2, `lamina.train` as it comes without baselines,
-report and test. Each figure is a process of its own. Examples: 6,000 to 6,000,000 at batch 256; what is timed is the last of
-three epochs. Batch size: 600,000 examples at 64 to 4096; linear means that the time of an epoch is a constant for each step
-and one for each example. Memory: the peak (VmHWM) of a process that trains on an .npz of once and of ten times `--memory`.
+report and test. Each figure is a process of its own, and they take turns. Examples: 6,000 to 6,000,000 at batch 256; what is
+timed is the median epoch after the first three, of two or of as many as have 100,000 examples. `batches` is what no loop is
+without: the same rows in the same order, cut by `index_select` into the same memory, and nothing learned from them. Batch
+size: 600,000 examples at 64 to 4096; linear means that the time of an epoch is a constant for each step and one for each
+example. Memory: the peaks, looked at every 2 ms, of a process that trains on an .npz of once and of ten times `--memory`,
+with as many examples for test; anonymous memory is what the process holds, the rest are pages of files, code among them,
+which the system takes back when it wants them.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +31,7 @@ from measured import heading, row, table
 EXAMPLES = (6_000, 60_000, 600_000, 6_000_000)
 BATCHES = (64, 256, 1024, 4096)
 MEMORY = 64 << 20  # bytes
+SETTLED = 3  # epochs: in each of the first three a shape of batches (the last of an epoch is short) is recorded
 
 
 def rows(count: int, width: int) -> tuple[Any, Any]:
@@ -34,10 +41,12 @@ def rows(count: int, width: int) -> tuple[Any, Any]:
     return x, (x[:, 0] + x[:, 1] > 0).astype(np.int64)
 
 
+def epochs_of(count: int) -> int:
+    return max(SETTLED + 2, SETTLED + 100_000 // count)
+
+
 def learn(source: Any, width: int, batch: int, epochs: int, **settings: Any) -> list[float]:
     """Seconds of each epoch."""
-    import time
-
     from torch import nn
 
     from lamina import train
@@ -57,18 +66,47 @@ def learn(source: Any, width: int, batch: int, epochs: int, **settings: Any) -> 
 
 
 def timed(count: int, batch: int) -> float:
-    return learn(rows(count, 16), 16, batch, 3, test=0)[-1]
+    return statistics.median(learn(rows(count, 16), 16, batch, epochs_of(count), test=0)[SETTLED:])
 
 
-def peak(times: int) -> int:
-    """MiB."""
+def cutting(count: int, batch: int) -> float:
+    """The same rows in the same order, cut into the same memory."""
+    import torch
+
+    from lamina.keyed import permutation
+
+    torch.set_num_threads(1)
+    columns = [torch.from_numpy(column) for column in rows(count, 16)]
+    parts = [column.new_empty((batch, *column.shape[1:])) for column in columns]
+    seconds = []
+    for epoch in range(epochs_of(count)):
+        began = time.perf_counter()
+        for some in permutation(0, epoch, count).split(batch):
+            for column, part in zip(columns, parts, strict=True):
+                torch.index_select(column, 0, some, out=part if len(some) == batch else None)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[SETTLED:])
+
+
+def peaks(times: int) -> list[int]:
+    """MiB: anonymous, of files, and both together, each at its highest."""
     count = times * MEMORY // (256 * 4) + 1
+    highest = [0, 0, 0]
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.002):
+            status = Path("/proc/self/status").read_text(encoding="utf-8")
+            anonymous, file = (int(status.split(f"{name}:")[1].split()[0]) // 1024 for name in ("RssAnon", "RssFile"))
+            highest[:] = map(max, highest, (anonymous, file, anonymous + file))
+
     with tempfile.TemporaryDirectory() as folder:
         place = str(Path(folder) / "x.npz")
         subprocess.run([sys.executable, __file__, "--write", place, str(count)], check=True)
-        learn(place, 256, 256, 1, memory=MEMORY, test=0.01)
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) // 1024
+        threading.Thread(target=look, daemon=True).start()
+        learn(place, 256, 256, 1, memory=MEMORY, test=0.1 / times)
+        done.set()
+    return highest
 
 
 def one(*words: Any) -> Any:
@@ -83,7 +121,7 @@ def one(*words: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("examples", "batch", "memory"))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--write", nargs=2, help=argparse.SUPPRESS)
@@ -96,36 +134,52 @@ def main() -> None:
         return
     if asked.one:
         kind, *words = json.loads(asked.one)
-        print({"timed": timed, "peak": peak}[kind](*words))
+        print(json.dumps({"timed": timed, "cutting": cutting, "peaks": peaks}[kind](*words), separators=(",", ":")))
         return
+
+    def each(*runs: tuple[Any, ...]) -> dict[tuple[Any, ...], list[Any]]:
+        """What each run gave, round after round."""
+        found: dict[tuple[Any, ...], list[Any]] = {words: [] for words in runs}
+        for _ in range(asked.rounds):
+            for words in runs:
+                found[words].append(one(*words))
+        return found
+
     if asked.only in (None, "examples"):
-        found = {count: [one("timed", count, 256) for _ in range(asked.rounds)] for count in EXAMPLES}
+        found = each(*((kind, count, 256) for count in EXAMPLES for kind in ("timed", "cutting")))
         heading("Time of an epoch against the number of examples: batch 256, 16 numbers, MLP 16-64-2")
-        table("examples", "s an epoch", "lowest to highest", "us an example", "to 600,000")
-        base = statistics.median(found[600_000]) / 600_000
-        for count, seconds in found.items():
-            each = statistics.median(seconds) / count
-            row(f"{count:,}", f"{each * count:.3f}", f"{min(seconds):.3f} to {max(seconds):.3f}", f"{1e6 * each:.3f}",
-                f"{each / base:.2f}")  # fmt: skip
+        table("examples", "s an epoch", "lowest to highest", "us an example", "to 600,000", "batches, us an example",
+              "the rest, to 600,000")  # fmt: skip
+
+        def middle(kind: str, count: int) -> float:
+            """us an example"""
+            return 1e6 * statistics.median(found[kind, count, 256]) / count
+
+        base, cut = middle("timed", 600_000), middle("cutting", 600_000)
+        for count in EXAMPLES:
+            seconds, whole, part = found["timed", count, 256], middle("timed", count), middle("cutting", count)
+            row(f"{count:,}", f"{statistics.median(seconds):.4f}", f"{min(seconds):.4f} to {max(seconds):.4f}",
+                f"{whole:.3f}", f"{whole / base:.2f}", f"{part:.3f}", f"{(whole - part) / (base - cut):.2f}")  # fmt: skip
     if asked.only in (None, "batch"):
-        found = {batch: [one("timed", 600_000, batch) for _ in range(asked.rounds)] for batch in BATCHES}
+        found = each(*(("timed", 600_000, batch) for batch in BATCHES))
         heading("Time of an epoch against the batch size: 600,000 examples, 16 numbers, MLP 16-64-2")
-        table("batch size", "steps", "s an epoch", "lowest to highest", "us a step")
-        for batch, seconds in found.items():
-            steps, median = -(-600_000 // batch), statistics.median(seconds)
-            row(
-                batch,
-                f"{steps:,}",
-                f"{median:.3f}",
-                f"{min(seconds):.3f} to {max(seconds):.3f}",
-                f"{1e6 * median / steps:.1f}",
-            )
+        table("batch size", "steps", "s an epoch", "lowest to highest", "us a step", "a line through all, us")
+        steps = [-(-600_000 // batch) for batch in BATCHES]
+        medians = [statistics.median(found["timed", 600_000, batch]) for batch in BATCHES]
+        slope, start = statistics.linear_regression(steps, medians)
+        for batch, count, median in zip(BATCHES, steps, medians, strict=True):
+            seconds = found["timed", 600_000, batch]
+            row(batch, f"{count:,}", f"{median:.3f}", f"{min(seconds):.3f} to {max(seconds):.3f}",
+                f"{1e6 * median / count:.1f}", f"{1e6 * (slope * count + start) / count:.1f}")  # fmt: skip
     if asked.only in (None, "memory"):
-        peaks = {times: [one("peak", times) for _ in range(asked.rounds)] for times in (1, 10)}
+        found = each(("peaks", 1), ("peaks", 10))
         heading(f"Peak memory of a training with memory={MEMORY >> 20} MiB, rows of 256 numbers in an .npz")
-        table("data", "peak MiB", "lowest to highest", "n")
-        for times, found_ in peaks.items():
-            row(f"{times} x", f"{statistics.median(found_):.0f}", f"{min(found_)} to {max(found_)}", len(found_))
+        table("data", "anonymous, MiB", "lowest to highest", "of files, MiB", "together, MiB", "lowest to highest", "n")
+        for (_, times), highest in found.items():
+            anonymous, file, both = zip(*highest, strict=True)
+            row(f"{times} x", f"{statistics.median(anonymous):.0f}", f"{min(anonymous)} to {max(anonymous)}",
+                f"{statistics.median(file):.0f}", f"{statistics.median(both):.0f}", f"{min(both)} to {max(both)}",
+                len(highest))  # fmt: skip
 
 
 if __name__ == "__main__":
