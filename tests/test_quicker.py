@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamina import masks
+from lamina import masks, quicker
 from lamina.quicker import Quicker, concerns
 
 N = 1 << 20  # places of a mask
@@ -38,7 +38,7 @@ def test_the_gradient_of_a_bias_is_the_sum_in_double_precision(kind, shape, opti
     plain = convolved(kind, shape, **options)
     with Quicker() as mode:
         gradient, *found, of_bias = convolved(kind, shape, **options)
-    assert mode.seen == (gradient.numel() >= masks.LARGE)
+    assert mode.seen == (gradient.numel() >= quicker.LARGE)
     assert all(torch.equal(a, b) for a, b in zip(found, plain[1:-1], strict=True))  # of the input and the weight
     truth = gradient.double().sum([0, *range(2, gradient.ndim)])
     assert float((of_bias - truth).abs().max() / truth.abs().max()) < 1e-6
