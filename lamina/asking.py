@@ -118,6 +118,7 @@ def check_reading(settings: dict[str, Any], opened: sources_.Source, wanted: Rec
 
     settings: as they were given, `valid` and `test` among them; a recipe may come from a run on another source."""
     kind, title = opened.train.kind, type(opened.train.inputs).__name__
+    words = {part: settings[part] for part in ("valid", "test") if isinstance(settings[part], (str, float))}
     idle = {}
     if isinstance(opened.train.inputs, tuple):
         why = "it is for a Dataset that makes its examples one by one, and these are columns, which are cut at once"
@@ -128,21 +129,13 @@ def check_reading(settings: dict[str, Any], opened: sources_.Source, wanted: Rec
         idle["memory"] = "nothing is kept of a Dataset without cache"
     if kind in ("loader", "stream"):
         idle["memory"] = f"nothing is kept of a {title}"
-        parts = [
-            part
-            for part in ("valid", "test")
-            if isinstance(settings[part], (str, float)) and recipes.share(settings[part])
-        ]
-        idle |= dict.fromkeys(
-            parts, f"a {title} is taken as it comes, and no share can be drawn from it; give a source"
-        )
+        drawn = [part for part, given in words.items() if recipes.share(given)]
+        idle |= dict.fromkeys(drawn, f"no share can be drawn from a {title}, which is taken as it comes; give a source")
     if kind == "loader":
         idle |= dict.fromkeys(("workers", "batch_size"), "a DataLoader has its own")
     if opened.valid is not None and opened.test is not None:
         idle["split"] = "all parts are given"
-    if not any(
-        isinstance(name, str) and name == "mnist" for name in (opened.name, settings["valid"], settings["test"])
-    ):
+    if "mnist" not in (opened.name, *words.values()):
         idle["data_dir"] = "it says where mnist lies"
     _refuse_idle(idle, settings)
 

@@ -32,6 +32,7 @@ from lamina.errors import ResourceError
 
 PIECE = 4 << 20  # bytes worked on together
 PAGES = 32 << 20  # bytes that may have been read before they are given back
+AHEAD = 16  # batches
 _EVERY = 0.005  # seconds
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 _touched = 0
@@ -47,7 +48,7 @@ class _Map:
     memory: weakref.ref[mmap.mmap]
     file: int
     place: int
-    away: bool = False  # some of the rows that were taken last were on the disk alone
+    ahead: int = 0  # batches for which rows are asked ahead, since some were on the disk alone
 
 
 _maps: dict[int, _Map] = {}  # by address
@@ -134,7 +135,7 @@ def take(column: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
         return made
     places = [(begin + row * size, into[k * size : (k + 1) * size]) for row, k in sorted(zip(wanted, count()))]
     away = [(place, part) for place, part in places if not _is_here(known.file, part, place)]
-    known.away = bool(away)
+    known.ahead = AHEAD if away else max(0, known.ahead - 1)
     _ask(known.file, [place for place, _ in away], size)
     for place, part in away:
         _fill(known.file, part, place)
@@ -145,7 +146,7 @@ def soon(columns: Sequence[Tensor], rows: Tensor) -> None:
     """These rows will be taken next: a disk that had to be waited for begins to read them."""
     for column in columns:
         known = _of(column)
-        if known is not None and known.away:
+        if known is not None and known.ahead:
             size, begin = column[0].nbytes, known.place + column.data_ptr() - known.address
             _ask(known.file, [begin + row * size for row in sorted(rows.tolist())], size)
 
