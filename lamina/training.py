@@ -13,8 +13,6 @@ import contextlib
 import hashlib
 import math
 import random
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,6 +50,7 @@ from lamina.history import History
 from lamina.job import Job
 from lamina.recipe import Origin, Recipe
 from lamina.run import Run
+from lamina.signals import Signals
 from lamina.targets.base import Target
 from lamina.watchers import Log, Save, Stop
 from lamina.watchers.health import Health
@@ -452,41 +451,10 @@ def _command(recipe: Recipe, opened: sources_.Source) -> str:
     return " ".join(["lamina.train", opened.name])
 
 
-class _Signals:
-    """Ctrl-C and SIGTERM: while steps are made the first is noted, and answered after the step; else, and the second
-    time, it acts at once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.received = 0
-        self.patient = False  # steps are being made
-        self._folder = folder
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        again, self.received = self.received, number
-        if again or not self.patient:
-            raise self.answer(
-                f"Stopped at once{' by a second signal' if again else ''}. The run is kept in {self._folder}."
-            )
-
-    def answer(self, words: str) -> Interrupted:
-        return Interrupted(words, fix=f"lamina resume {self._folder}", signal=self.received)
-
-    def __exit__(self, *_: Any) -> None:
-        for number, old in self._old.items():
-            signal.signal(number, old)
-
-
 def _go(job: Job, learning: _Learning, *, resumed: bool) -> Run:
     """From everything decided to a run that is done. Whatever ends it early is written into run.json."""
     try:
-        with job.screen, _Signals(job.folder) as signals:
+        with job.screen, Signals(job.folder) as signals:
             _story(job, learning, signals, resumed)
     except BaseException as error:
         if job.facts["status"] == "done":  # and written: only its last words were cut off
@@ -506,7 +474,7 @@ def _go(job: Job, learning: _Learning, *, resumed: bool) -> Run:
                task=type(job.data.target))  # fmt: skip
 
 
-def _story(job: Job, learning: _Learning, signals: _Signals, resumed: bool) -> None:
+def _story(job: Job, learning: _Learning, signals: Signals, resumed: bool) -> None:
     job.facts.update(status="running")
     job.facts.pop("reason", None)
     runs_.write_json(job.folder / "run.json", job.facts)
@@ -574,7 +542,7 @@ def _falling(found: dict[str, float], target: Target) -> float:
     return found[target.quick] if target.quick_better == "lower" else -found[target.quick]
 
 
-def _learn(job: Job, learning: _Learning, signals: _Signals) -> None:
+def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
     recipe, loaded, state, history = job.recipe, job.data, learning.state, learning.history
     unit, amount = recipes.every(recipe.checkpoint_every or "30s")
     valid = jobs.batches(job, "valid") if "valid" in loaded.parts else None
