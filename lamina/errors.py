@@ -5,9 +5,9 @@ expected; how to fix it) and the exit code of its kind. Everything a user can ca
 prints it without a traceback, Python shows it as any exception. Anything else that escapes is a defect of Lamina.
 
     LaminaError
-    ├── UsageError      2   the request itself: an unknown name, a wrong value, a net that does not fit the task
+    ├── UsageError      2   the request itself: an unknown name, a wrong value, a net that does not fit, a run in use
     ├── DataError       3   the data: unreadable, contradictory, not finite
-    ├── RunError        4   a run folder or checkpoint: damaged, from another version, in use
+    ├── RunError        4   a run folder or checkpoint: damaged, from another version
     ├── Diverged        5   training produced a loss or weights that are not finite
     ├── ResourceError   6   disk, memory, permission
     └── Interrupted   130   Ctrl-C or SIGTERM (143); the run is saved and can be resumed

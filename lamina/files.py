@@ -16,18 +16,17 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
 import sys
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lamina.errors import LaminaError, ResourceError, RunError
+from lamina.errors import LaminaError, ResourceError, RunError, UsageError
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
@@ -42,6 +41,7 @@ _WORDS = {
     errno.EPERM: ("you have no permission to write there", "choose another folder with --runs"),
     errno.EROFS: ("that file system is read-only", "choose another folder with --runs"),
     errno.EMFILE: ("too many files are open", "raise the limit: ulimit -n 4096"),
+    errno.ELOOP: ("it is a link, which is not followed", "delete the link"),
     errno.ENOTDIR: ("a part of that path is a file, not a folder", "choose another folder with --runs"),
 }
 
@@ -232,29 +232,38 @@ def sweep(path: str | Path) -> None:
 
 
 class Lock:
-    """One process a run folder. The system drops the lock when its process ends, however it ends."""
+    """One process a run folder. The system drops the lock when its process ends, however it ends; what is written in the
+    file only tells people, and others who wait, whose it is."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path) / "lock"
         with _words(self.path):
-            self._file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115  (held as long as the lock)
-            try:
-                free = self._taken()
-            except OSError:
-                self._file.close()
-                raise
-        if not free:
-            holder = self._holder() or "another process"
+            # No link is followed: the folder may be a stranger's, and what is opened here is written to.
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+            self._file = open(os.open(self.path, flags, 0o666), "r+b", buffering=0)  # noqa: SIM115  (held as long as the lock)
+        try:
+            free = self._taken()
+        except OSError as error:
             self._file.close()
-            raise RunError(
-                f"{Path(path)} is in use by {holder}.",
+            raise ResourceError(
+                f"{self.path} could not be locked: {error.strerror or error}.",
+                expected="a file system that can lock files, so that two processes do not train one run",
+                fix="a folder on a disk of this machine: --runs DIR",
+            ) from error
+        if not free:
+            for _ in range(50):  # who has only just won it, is about to write his name
+                if holder := _holder(self._file):
+                    break
+                time.sleep(0.01)
+            self._file.close()
+            raise UsageError(
+                f"{Path(path)} is in use by {_told(holder)}.",
                 expected="one process a run",
                 fix="wait until it ends, stop it, or train under another --name",
             )
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
+        text = json.dumps({"process": os.getpid(), "host": socket.gethostname(), **_born(os.getpid())})
+        with suppress(OSError):  # on a full disk the lock holds all the same
+            self._write(text.encode())
         _held.add(self)
 
     def _taken(self) -> bool:
@@ -262,20 +271,20 @@ class Lock:
         instant it takes to start: where the process that is named has gone, that instant is waited for."""
         until = time.monotonic() + 5.0
         while not _lock(self._file):
-            if time.monotonic() > until or not _gone(self._holder()):
+            if time.monotonic() > until or not _gone(_holder(self._file)):
                 return False
             time.sleep(0.01)
         return True
 
-    def _holder(self) -> str:
-        """Who holds it: "process 123 on host"."""
+    def _write(self, text: bytes) -> None:
         self._file.seek(0)
-        return self._file.read().strip()
+        self._file.truncate()
+        self._file.write(text)
 
     def release(self) -> None:
         if not self._file.closed:
-            self._file.seek(0)
-            self._file.truncate()  # the file stays: deleting it would let two later processes lock two different files
+            with suppress(OSError):
+                self._write(b"")  # the file stays: deleting it would let two later processes lock two different files
             self._file.close()
 
     def __enter__(self) -> Lock:
@@ -285,18 +294,45 @@ class Lock:
         self.release()
 
 
-def _gone(holder: str) -> bool:
-    """Whether the process of a lock's text was one of this machine's and is no more."""
-    found = re.fullmatch(r"process (\d+) on (.*)", holder)
-    if found is None or found[2] != socket.gethostname() or os.name == "nt":
+def _holder(file: Any) -> dict[str, Any]:
+    """What a lock's file says of its holder. Whatever it holds: it may be torn, or forged."""
+    file.seek(0)
+    try:
+        found = json.loads(file.read(4096))
+    except (ValueError, OSError, RecursionError):
+        return {}
+    known = isinstance(found, dict) and type(found.get("process")) is int and isinstance(found.get("host"), str)
+    return found if known and 0 < found["process"] < 1 << 31 else {}
+
+
+def _told(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "another process"
+    host = "".join(c if c.isprintable() else "?" for c in holder["host"][:100])
+    return f"process {holder['process']} on {host}"
+
+
+def _born(process: int) -> dict[str, Any]:
+    """When a process began, and since which start of the machine that is counted: its number alone may be given again."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return {"boot": boot, "ticks": int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])}
+    except (OSError, ValueError, IndexError):
+        return {}
+
+
+def _gone(holder: dict[str, Any]) -> bool:
+    """Whether the process that is named was one of this machine's and is no more."""
+    if not holder or holder["host"] != socket.gethostname() or os.name == "nt":
         return False
     try:
-        os.kill(int(found[1]), 0)
+        os.kill(holder["process"], 0)
     except ProcessLookupError:
         return True
     except OSError:
         pass  # it lives, and is another user's
-    return False
+    now = _born(holder["process"])
+    return bool(now) and "ticks" in holder and (holder.get("boot"), holder["ticks"]) != (now["boot"], now["ticks"])
 
 
 def _lock(file: Any) -> bool:

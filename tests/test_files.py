@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from lamina import files
-from lamina.errors import ResourceError, RunError
+from lamina.errors import ResourceError, RunError, UsageError
 
 OLD = {"weights": b"the old weights", "state.json": b'{"step": 1}'}
 NEW = {"weights": b"the new weights, which are longer than the old ones", "state.json": b'{"step": 2}'}
@@ -568,7 +568,7 @@ RACE = """
 import sys, time
 from pathlib import Path
 from lamina import files
-from lamina.errors import RunError
+from lamina.errors import UsageError
 folder, start = Path(sys.argv[1]), float(sys.argv[2])
 held = []
 while time.time() < start:
@@ -579,7 +579,7 @@ for k in range(40):
     try:
         held.append(files.Lock(folder / f"locked-{k}"))
         print(f"locked-{k}")
-    except RunError as error:
+    except UsageError as error:
         assert "in use by" in str(error), error
 print("done", flush=True)
 sys.stdin.read()  # hold on to the locks until everybody has tried
@@ -629,9 +629,9 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path, how):
     assert holder.stdout is not None
     child = int(holder.stdout.readline())
     try:
-        with pytest.raises(RunError, match=f"in use by process {holder.pid} on ") as caught:
+        with pytest.raises(UsageError, match=f"in use by process {holder.pid} on ") as caught:
             files.Lock(tmp_path)
-        assert caught.value.exit_code == 4 and "one process a run" in str(caught.value)
+        assert caught.value.exit_code == 2 and "one process a run" in str(caught.value)
         holder.kill()
         holder.wait()
         files.Lock(tmp_path).release()
@@ -643,7 +643,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path, how):
 
 
 def test_a_lock_is_held_against_its_own_process_and_given_back(tmp_path):
-    with files.Lock(tmp_path) as lock, pytest.raises(RunError, match=f"process {os.getpid()}"):
+    with files.Lock(tmp_path) as lock, pytest.raises(UsageError, match=f"process {os.getpid()}"):
         files.Lock(tmp_path)
     lock.release()  # twice does no harm
     with files.Lock(tmp_path):
@@ -659,5 +659,5 @@ def test_a_file_system_without_locks_is_not_taken_for_another_process(tmp_path, 
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with pytest.raises(ResourceError, match="lock could not be written"):
+    with pytest.raises(ResourceError, match="lock could not be locked: No locks available"):
         files.Lock(tmp_path)

@@ -1055,7 +1055,7 @@ def test_the_command_refuses_with_the_code_of_its_kind(nursery, undisturbed, tmp
     assert command.wait() == -signal.SIGKILL
     with files.Lock(tmp_path / "run"):
         code, words = ran("resume", tmp_path / "run", *own)
-        assert code == 4 and f"in use by process {os.getpid()}" in words
+        assert code == 2 and f"in use by process {os.getpid()}" in words
     code, words = ran("resume", tmp_path / "run")
     assert code == 4 and "--loss " in words and "slow.py:loss" in words
     code, _ = ran("resume", tmp_path / "run", *own)
