@@ -7,6 +7,7 @@ fix), without a traceback unless `--debug`. A verb's module is imported only whe
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import os
@@ -33,13 +34,16 @@ def main(arguments: list[str] | None = None) -> None:
     """The entry point of the `lamina` command."""
     try:
         code = _run(sys.argv[1:] if arguments is None else arguments)
-        sys.stdout.flush()
     except KeyboardInterrupt:  # where there is no run that could be resumed
-        print("stopped: interrupted", file=sys.stderr)
+        _say("stopped: interrupted")
         code = 130
     except BrokenPipeError:  # the reader has enough: `lamina predict ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # nobody reads any more, or the file's disk is full
+        _forget(sys.stdout)
+        code = code or (0 if error.errno in (errno.EPIPE, errno.EIO) else 6)
     if arguments is None:
         gc.freeze()  # the process ends here: to look through all that is loaded once more takes a quarter of a second
     sys.exit(code)
@@ -52,9 +56,22 @@ class Carried(Exception):
         self.error = error
 
 
+def _say(*lines: str) -> None:
+    """On stderr, if anybody is there: a closed terminal must not stop what is warned of."""
+    try:
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
+    except OSError:
+        _forget(sys.stderr)
+
+
+def _forget(stream: Any) -> None:
+    """What was not read goes nowhere: else the interpreter would try again when it ends, and give a code of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _warn(message: Any, category: Any, *place: Any, **more: Any) -> None:
     """A warning in our form, without the line of code it came from."""
-    print(f"warning: {message}", file=sys.stderr)
+    _say(f"warning: {message}")
 
 
 def _run(arguments: list[str]) -> int:
@@ -80,17 +97,16 @@ def _run(arguments: list[str]) -> int:
     except (MemoryError, OSError) as error:
         if "--debug" in arguments or isinstance(error, BrokenPipeError):
             raise
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        _say(f"error: {type(error).__name__}: {error}")
         return 6
 
 
 def _print_mistake(mistake: Any) -> None:
     """A mistake in the words typed, as Typer found it, in our form; without words, the help."""
     if type(mistake).__name__ == "NoArgsIsHelpError":
-        print(mistake.format_message(), file=sys.stderr)
+        _say(mistake.format_message())
         return
-    print(f"error: {mistake.format_message()}", file=sys.stderr)
-    print(f"fix: {mistake.ctx.command_path if mistake.ctx else 'lamina'} --help", file=sys.stderr)
+    _say(f"error: {mistake.format_message()}", f"fix: {mistake.ctx.command_path if mistake.ctx else 'lamina'} --help")
 
 
 def _print_error(error: Any) -> None:
@@ -98,11 +114,8 @@ def _print_error(error: Any) -> None:
     from lamina.errors import Interrupted
 
     head = "stopped" if isinstance(error, Interrupted) else "error"
-    print(f"{head}: {error.what}", file=sys.stderr)
-    if error.expected:
-        print(f"expected: {error.expected}", file=sys.stderr)
-    if error.fix:
-        print(f"{'go on' if head == 'stopped' else 'fix'}: {error.fix}", file=sys.stderr)
+    parts = {head: error.what, "expected": error.expected, "go on" if head == "stopped" else "fix": error.fix}
+    _say(*(f"{part}: {words}" for part, words in parts.items() if words))
 
 
 def verb(name: str) -> Any:

@@ -15,7 +15,8 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 Span = tuple[str, str]  # text, rich style ("" for none)
@@ -136,8 +137,9 @@ class Screen:
     def close(self) -> None:
         """Take the bar down, if it is up."""
         if self._live is not None:
-            self._live.stop()
-            self._live = None
+            live, self._live = self._live, None
+            with self._heard():
+                live.stop()
 
     def __enter__(self) -> Screen:
         return self
@@ -155,9 +157,11 @@ class Screen:
             if not self.quiet or self.log is not None:
                 self._say(*_epoch_line(progress, self._pace))
             if self._live is not None:
-                self._live.update("", refresh=True)
+                with self._heard():
+                    self._live.update("", refresh=True)
         elif self.terminal:
-            self._bar(progress)
+            with self._heard():
+                self._bar(progress)
         self._due = now + _DRAW_EVERY if self.terminal else math.inf
 
     def _bar(self, progress: Any) -> None:
@@ -190,16 +194,26 @@ class Screen:
             self.log(plain)
         if self.quiet:
             return
-        if self.terminal:
-            from rich.text import Text
+        with self._heard():
+            if self.terminal:
+                from rich.text import Text
 
-            self._rich().print(Text.assemble(*[span for span in line if span[0]]), soft_wrap=True)
-            return
+                self._rich().print(Text.assemble(*[span for span in line if span[0]]), soft_wrap=True)
+            else:
+                self.stream.write(plain.encode(self._encoding(), "replace").decode(self._encoding()) + "\n")
+                self.stream.flush()
+
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Nobody may be there any more: the reader has enough (`| head`), the terminal is closed, the disk of a file is
+        full. The run goes on without a word, and train.log has the rest."""
         try:
-            self.stream.write(plain.encode(self._encoding(), "replace").decode(self._encoding()) + "\n")
-            self.stream.flush()
-        except BrokenPipeError:  # the reader has enough (`| head`): the run goes on, and train.log has the rest
-            self.quiet = True
+            yield
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) and not self.stream.closed:
+                raise
+            self.quiet, self.terminal = True, False
+            self.close()
 
     def _rich(self) -> Any:
         if self._console is None:
