@@ -216,6 +216,7 @@ def in_worker(action):
     return Items(make)
 
 
+@pytest.mark.filterwarnings("ignore:Worker . of 2 .* Another reads:RuntimeWarning")
 @pytest.mark.parametrize(
     ("action", "words"),
     [

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lamina.batches import workers as processes
+from lamina.batches.aside import SetAside
 from lamina.batches.batch import Batch, Epochs, Order, moved, tensor, unpack
 from lamina.batches.columns import Batches
 from lamina.batches.items import Reader
@@ -30,6 +31,8 @@ from lamina.keyed import Key
 WORTH = 0.5  # seconds an epoch that reading takes, from which on workers are started unasked
 STEP = 5e-4  # seconds: the shortest step that reading should keep up with
 MOST = 16  # workers that are started unasked
+TRIED = 5  # examples from which it is learned what most are
+Read = tuple[Any, dict[int, str]]  # a collated batch, None where nothing is left; what was left out, and why
 
 
 class DatasetBatches(Epochs):
@@ -39,7 +42,8 @@ class DatasetBatches(Epochs):
     by the batch's first example instead of by each). `workers` processes read ahead; the batches are the same for any
     number, and None chooses it by measuring (`workers` and `why` say what was chosen). Transforms that draw from a
     generator of their own, instead of the process', are not keyed. `cache`: the Dataset gives the same item every time,
-    so what the first epoch read is kept; `memory`: bytes above which that lies on the disk.
+    so what the first epoch read is kept; `memory`: bytes above which that lies on the disk. `aside`: examples that cannot
+    be used are left out of their batches and noted there; without it the first of them raises DataError.
     """
 
     def __init__(
@@ -60,8 +64,9 @@ class DatasetBatches(Epochs):
         drop_last: bool = False,
         cache: bool | Kept = False,
         memory: int | None = None,
+        aside: SetAside | None = None,
     ):
-        self.reader = Reader(dataset, seed, collate)
+        self.reader, self.aside = Reader(dataset, seed, collate, lenient=aside is not None), aside
         self.rows = np.arange(len(dataset)) if indices is None else np.asarray(indices)
         if len(self.rows) == 0:
             raise DataError("The Dataset is empty.", expected="at least one example")
@@ -92,23 +97,32 @@ class DatasetBatches(Epochs):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         if self.kept is not None:
-            self.kept.try_claim(self.reader, epoch, self.rows)
+            self.kept.try_claim(self.reader, epoch, self._usable(self.rows))
             if (columns := self._whole(self.kept)) is not None:
                 columns.reuse = self.reuse
                 yield from columns.epoch(epoch, start)
                 return
-        plan = [
-            part.numpy() for part in self._positions.columns[0][self._positions.positions(epoch)].split(self.batch_size)
-        ][start : len(self)]
+        order = self._positions.columns[0][self._positions.positions(epoch)]
+        plan = [self._usable(part.numpy()) for part in order.split(self.batch_size)]
+        if not self._options["shuffle"]:  # to measure with: nothing is learned from twice
+            plan = [part for part in plan if len(part)]
+        plan = [part if len(part) else self._instead(order) for part in plan][start : len(self)]
         wanted = plan if self.kept is None else self.kept.missing(plan)
         read = self._read(epoch, [part for part in wanted if len(part)])
         for rows, new in zip(plan, wanted, strict=True):
-            if self.kept is None:
-                item = next(read)
-            else:
+            item, bad = next(read) if len(new) else (None, {})
+            rows, new = _without(rows, bad), _without(new, bad)
+            while not len(rows) and self._options["shuffle"]:
+                rows = new = self._instead(order)
+                item, bad = self._here(epoch, rows)
+                rows = new = _without(rows, bad)
+            if self.kept is not None:
                 if len(new):
-                    self.kept.store(new, next(read))
+                    self.kept.store(new, item)
+                rows = rows[self.kept.have[rows]]
                 item = self.kept.cut(rows)
+            if not len(rows):
+                continue
             inputs, truth = moved(item, self.encode_truth, self.device)
             indices = torch.from_numpy(rows).to(self.device)
             if self.augment is not None:
@@ -118,19 +132,39 @@ class DatasetBatches(Epochs):
                     inputs = (self.prepare(inputs[0]), *inputs[1:])
             yield Batch(inputs, truth, indices, len(indices), epoch, self.seed)
 
-    def _read(self, epoch: int, plan: list[np.ndarray]) -> Iterator[Any]:
-        """The items of each batch, collated."""
+    def _usable(self, rows: np.ndarray) -> np.ndarray:
+        return rows if self.aside is None else self.aside.without(rows)
+
+    def _instead(self, order: Tensor) -> np.ndarray:
+        """The first sound example of an epoch, for a batch of which nothing is left."""
+        return self._usable(order.numpy())[:1]
+
+    def _read(self, epoch: int, plan: list[np.ndarray]) -> Iterator[Read]:
+        """The items of each batch. What is found wrong is noted when the batch is taken, so that it does not depend on how
+        far ahead somebody reads."""
+        if self.aside is not None and self.reader.usual is None:
+            self.reader.learn(self.rows[:: max(1, len(self.rows) // TRIED)][:TRIED].tolist())
         if self.workers is None and plan:  # whoever wants a single batch waits for no workers
-            yield self.reader.batch(epoch, plan[0].tolist())
+            yield self._here(epoch, plan[0])
             plan = plan[1:]
             self.choose_workers()
         if self.workers and plan:
-            yield from self._read_ahead(epoch, plan)
+            for item, bad in self._read_ahead(epoch, plan):
+                if bad and self.aside is not None:
+                    self.aside.add(bad)
+                yield item, bad
         else:
             for rows in plan:
-                yield self.reader.batch(epoch, rows.tolist())
+                yield self._here(epoch, rows)
 
-    def _read_ahead(self, epoch: int, plan: list[np.ndarray]) -> Iterator[Any]:
+    def _here(self, epoch: int, rows: np.ndarray) -> Read:
+        """A batch that is read by this process."""
+        item, bad = self.reader.batch(epoch, rows.tolist()), self.reader.bad
+        if bad and self.aside is not None:
+            self.aside.add(bad, self.reader.cause)
+        return item, bad
+
+    def _read_ahead(self, epoch: int, plan: list[np.ndarray]) -> Iterator[Read]:
         assert self.workers
         if not processes.CAN:
             yield from _loaded(self.reader, epoch, plan, self.workers)
@@ -255,7 +289,11 @@ def _holds_a_file(dataset: Any) -> bool:
     return any(isinstance(thing, io.IOBase) and not thing.closed for thing in held)
 
 
-def _loaded(reader: Reader, epoch: int, plan: list[np.ndarray], count: int) -> Iterator[Any]:
+def _without(rows: np.ndarray, bad: dict[int, str]) -> np.ndarray:
+    return rows[~np.isin(rows, list(bad))] if bad else rows
+
+
+def _loaded(reader: Reader, epoch: int, plan: list[np.ndarray], count: int) -> Iterator[Read]:
     """The same with a DataLoader's workers, on systems where ours cannot be."""
     loader = DataLoader(
         _Asked(reader),
@@ -280,7 +318,7 @@ class _Asked(Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, item: tuple[int, list[int]]) -> Any:
         try:
-            return self.reader.batch(*item)
+            return self.reader.batch(*item), self.reader.bad
         except LaminaError as error:
             return error
 

@@ -3,6 +3,9 @@
 In: a Dataset, an epoch, the examples of a batch. Out: what `default_collate` would make of the items, or a DataError
 that names the example. Called in this process, or in each of the workers.
 
+Where examples may be set aside (see `aside`), those that cannot be read, have another shape than most, or are not finite are
+left out, and `bad` says which they are and why.
+
 The random numbers of an item are a function of (seed, epoch, example): python's, numpy's and torch's generators are
 seeded for each. That would cost 10 us an item, so it is only done for the generators that the Dataset draws from. Those
 it left alone are looked at once a batch; where one was drawn from after all, the batch is read again, seeded.
@@ -10,6 +13,8 @@ it left alone are looked at once a batch; where one was drawn from after all, th
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,25 +32,48 @@ from lamina.keyed import number
 class Reader:
     """Reads the examples of a batch. What it learned of the Dataset changes what reading costs, never what is read."""
 
-    def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any] = default_collate):
-        self.dataset, self.seed, self.collate = dataset, seed, collate
+    def __init__(
+        self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any] = default_collate, lenient: bool = False
+    ):
+        """lenient: examples may be left out."""
+        self.dataset, self.seed, self.collate, self.lenient = dataset, seed, collate, lenient
+        self.bad: dict[int, str] = {}  # what was left out of the batch that was read last, and why
+        self.cause: Exception | None = None  # of the last of them
+        self.usual: Any = None  # the outline of most items
+        self.wild: list[bool] = []  # which of their parts are not finite as a rule, such as masks
         self.many = _reads_many(dataset)
         self.drawn: set[str] | None = None  # the generators that items draw from; None: nothing was read yet
         self.reading = -1  # the example that is being read: who dies of it can be told
 
     def batch(self, epoch: int, indices: list[int]) -> Any:
-        """Items as one collated batch."""
-        return self.collated(self.items(epoch, indices), indices)
+        """Items as one collated batch; None where all were left out. The caller's generators are afterwards as they were."""
+        items = self.items(epoch, indices)
+        if not self.lenient:
+            return self.collated(items, indices)
+        good = self.left(indices)
+        try:
+            batch = self.collate(items) if items else None
+        except (RuntimeError, TypeError, ValueError):
+            batch = None
+        if batch is None or not self.fits(batch):
+            items, good = self.sift(items, good)
+            batch = self.collated(items, good) if items else None
+        return batch
+
+    def left(self, indices: list[int]) -> list[int]:
+        """Those that were not left out."""
+        return [index for index in indices if index not in self.bad]
 
     def items(self, epoch: int, indices: list[int], look: Callable[[int], None] | None = None) -> list[Any]:
         """Items as the Dataset gives them. The caller's generators are afterwards as they were. look(example) is called
         before each."""
+        self.bad = {}
         if self.many:
             with keeping_generators():
                 return self._together(epoch, indices)
         if self.drawn is None:
             with keeping_generators():
-                self.drawn = self._draws(epoch, indices[0])
+                self.drawn = self._draws(epoch, indices)
         before = states()
         try:
             items = self._each(epoch, indices, look)
@@ -58,6 +86,7 @@ class Reader:
             if drawn <= self.drawn:
                 return items
         self.drawn |= drawn
+        self.bad = {}
         try:
             return self._each(epoch, indices, look)
         finally:
@@ -73,7 +102,7 @@ class Reader:
 
     def _each(self, epoch: int, indices: list[int], look: Callable[[int], None] | None) -> list[Any]:
         dataset, seed, drawn = self.dataset, self.seed, self.drawn
-        if not drawn and look is None:
+        if not drawn and look is None and not self.lenient:
             try:
                 return [dataset[index] for index in self._noted(indices)]
             except Exception as error:
@@ -88,50 +117,104 @@ class Reader:
             try:
                 items.append(dataset[index])
             except Exception as error:
-                raise self._unreadable(error) from error
+                self._leave_out(index, error)
         return items
+
+    def _leave_out(self, index: int, error: Exception) -> None:
+        """An example that cannot be read, where that may be; else a DataError."""
+        if not self.lenient or out_of_memory(error):
+            raise self._unreadable(error) from error
+        self.bad[index], self.cause = f"{type(error).__name__}: {error}"[:300], error
 
     def _noted(self, indices: list[int]) -> Iterator[int]:
         for self.reading in indices:
             yield self.reading
 
-    def _draws(self, epoch: int, index: int) -> set[str]:
-        """Which generators an item draws from: those it moves, and all where it comes out otherwise for another seed
-        (it may ask for the seed alone: `torch.initial_seed()`)."""
+    def _draws(self, epoch: int, indices: list[int]) -> set[str]:
+        """Which generators an item draws from, as the first that can be read does: those it moves, and all where it comes
+        out otherwise for another seed (it may ask for the seed alone: `torch.initial_seed()`)."""
         everything = set(GENERATORS)
         sow = seeding(everything)
-        self.reading = index
-        try:
-            sow(number(self.seed, "example", epoch, index))
-            before = states()
-            item = self.dataset[index]
-            if drawn := self._moved(before):
-                return drawn
-            sow(number(self.seed, "another", epoch, index))
-            return set() if same(item, self.dataset[index]) else everything
-        except Exception as error:
-            raise self._unreadable(error) from error
+        for index in self._noted(indices):
+            try:
+                sow(number(self.seed, "example", epoch, index))
+                before = states()
+                item = self.dataset[index]
+                if drawn := self._moved(before):
+                    return drawn
+                sow(number(self.seed, "another", epoch, index))
+                return set() if same(item, self.dataset[index]) else everything
+            except Exception as error:
+                if not self.lenient or out_of_memory(error):
+                    raise self._unreadable(error) from error
+        return set()
 
     def _together(self, epoch: int, indices: list[int]) -> list[Any]:
-        seeding(GENERATORS)(number(self.seed, "batch", epoch, indices[0]))
         try:
-            return self.dataset.__getitems__(indices)  # type: ignore[no-any-return]
-        except MemoryError as error:
-            raise _memory(f"{rows(indices).capitalize()} of the Dataset") from error
+            return self._asked(epoch, indices)
         except Exception as error:
-            raise DataError(
-                f"{rows(indices).capitalize()} of the Dataset could not be read together: "
-                f"{type(error).__name__}: {error}",
-                fix="mend or leave out these examples",
-            ) from error
+            if out_of_memory(error):
+                raise _memory(f"{rows(indices).capitalize()} of the Dataset") from error
+            if not self.lenient:
+                raise DataError(
+                    f"{rows(indices).capitalize()} of the Dataset could not be read together: "
+                    f"{type(error).__name__}: {error}",
+                    fix="mend or leave out these examples",
+                ) from error
+        for index in self._noted(indices):  # one at a time, to see which it is
+            try:
+                self._asked(epoch, [index])
+            except Exception as error:
+                self._leave_out(index, error)
+        good = self.left(indices)
+        return self._asked(epoch, good) if good else []
+
+    def _asked(self, epoch: int, indices: list[int]) -> list[Any]:
+        seeding(GENERATORS)(number(self.seed, "batch", epoch, indices[0]))
+        return self.dataset.__getitems__(indices)  # type: ignore[no-any-return]
 
     def _unreadable(self, error: Exception) -> DataError | ResourceError:
-        if isinstance(error, MemoryError):
+        if out_of_memory(error):
             return _memory(f"Example {self.reading} of the Dataset")
         return DataError(
             f"Example {self.reading} of the Dataset could not be read: {type(error).__name__}: {error}",
             fix="mend or leave out this example",
         )
+
+    # What most items are, and which are not so
+
+    def learn(self, some: list[int]) -> None:
+        """What most items are, from some of them, the same whoever reads. DataError where most cannot be read."""
+        lenient, self.lenient, errors, items = self.lenient, True, [], []
+        for index in some:
+            items += self.items(0, [index])
+            errors += [self._unreadable(self.cause)] if self.bad and self.cause else []
+        self.lenient = lenient
+        if len(errors) > len(items):
+            raise errors[0] from self.cause
+        self.usual = Counter(map(outline, items)).most_common(1)[0][0]
+        alike = [_leaves(item) for item in items if outline(item) == self.usual]
+        self.wild = [sum(map(_finite, part)) <= len(part) / 2 for part in zip(*alike, strict=True)]
+
+    def fits(self, batch: Any) -> bool:
+        """Whether all in a collated batch, or in the leaves of one, have the usual shape and are finite."""
+        leaves, shapes = _leaves(batch), _shapes(self.usual)
+        return len(leaves) == len(shapes) and all(
+            (shape is None or leaf.shape[1:] == shape) and (wild or _finite(leaf))
+            for leaf, shape, wild in zip(leaves, shapes, self.wild, strict=True)
+        )
+
+    def sift(self, items: list[Any], indices: list[int]) -> tuple[list[Any], list[int]]:
+        """Items of the usual shape that are finite, and whose they are. The others are left out."""
+        kept = []
+        for item, index in zip(items, indices, strict=True):
+            if outline(item) != self.usual:
+                self.bad[index], self.cause = f"it is {_form(item)}, and most are of another shape", None
+            elif not all(wild or _finite(leaf) for leaf, wild in zip(_leaves(item), self.wild, strict=True)):
+                self.bad[index], self.cause = "it holds NaN or infinite values", None
+            else:
+                kept.append((item, index))
+        return [item for item, _ in kept], [index for _, index in kept]
 
     def collated(self, items: list[Any], indices: list[int]) -> Any:
         try:
@@ -157,6 +240,43 @@ class Reader:
             fix="pad, resize or convert them in the Dataset; sequences of many lengths are learned from in a loop: "
             "lamina.learn(net, lamina.RaggedBatches(x, y), loss, optimizer)",
         )
+
+
+def outline(item: Any) -> Any:
+    """The shapes of an item's parts, in their order: what all items of a Dataset must have in common. A number has ()."""
+    if isinstance(item, (tuple, list)):
+        return tuple(map(outline, item))
+    if isinstance(item, (Tensor, np.ndarray, np.generic)):
+        return torch.Size(item.shape)
+    return torch.Size(()) if isinstance(item, (int, float)) else type(item).__name__
+
+
+def _leaves(item: Any) -> list[Any]:
+    return [leaf for part in item for leaf in _leaves(part)] if isinstance(item, (tuple, list)) else [item]
+
+
+def _shapes(tree: Any) -> list[torch.Size | None]:
+    """The shape of each leaf of an outline; None for what has none."""
+    if isinstance(tree, tuple) and not isinstance(tree, torch.Size):
+        return [shape for part in tree for shape in _shapes(part)]
+    return [tree if isinstance(tree, torch.Size) else None]
+
+
+def _finite(part: Any) -> bool:
+    """Whether there is no NaN and no infinity in a tensor, array or number."""
+    if isinstance(part, float):
+        return math.isfinite(part)
+    if isinstance(part, (np.ndarray, np.generic)):
+        return part.dtype.kind not in "fc" or bool(np.isfinite(part).all())
+    if not isinstance(part, Tensor) or not (part.is_floating_point() or part.is_complex()):
+        return True
+    with torch.no_grad():  # a sum is a tenth of the time of asking each; it may overflow where all are finite
+        return math.isfinite(abs(part.sum().item())) or bool(torch.isfinite(part).all())
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Torch has no class for the machine's memory, and numpy one of its own."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _memory(what: str) -> ResourceError:

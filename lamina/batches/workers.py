@@ -5,8 +5,9 @@ is a copy of this process, made once and kept from epoch to epoch; it reads whol
 them straight into memory it shares with this process, so only a few numbers go through a pipe. Items that are not all of
 one form are sent as they are.
 
-Memory is bounded: a worker holds `AHEAD` batches at most, read or being read. A worker that dies is named, with the
-example it was at; it is the first that the system ends when memory runs out.
+Memory is bounded: a worker holds `AHEAD` batches at most, read or being read. One that dies, or is `TIMEOUT` seconds at one
+example while it is waited for, is replaced, and another reads the same batches; where one example ends several, it is named.
+A worker is the first that the system ends when memory runs out, and ends with the process that made it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ import mmap
 import multiprocessing
 import os
 import signal
+import sys
+import threading
+import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from multiprocessing import connection
 from pathlib import Path
@@ -31,10 +36,12 @@ from torch.utils.data import default_collate
 from torch.utils.data._utils import worker as torch_worker
 
 from lamina import errors
-from lamina.batches.items import Form, Leaf, Reader
+from lamina.batches.items import Form, Leaf, Reader, outline
 from lamina.errors import LaminaError, ResourceError
 
 AHEAD = 3  # batches a worker holds
+TIMEOUT = 300.0  # seconds at one example, from which on a worker hangs
+DEATHS = 3  # workers that one example may end
 CAN = hasattr(os, "memfd_create") and hasattr(os, "fork")  # elsewhere a DataLoader does it
 _WALK, _AT = 0, 1  # places in the memory all share: the walk under way (0: the end), then what each worker is reading
 
@@ -66,15 +73,16 @@ class Readers:
                 fix="fewer --workers",
             ) from error
 
-    def read(self, epoch: int, plan: list[np.ndarray]) -> Iterator[Any]:
-        """Collated batches of the examples in `plan`, in its order."""
+    def read(self, epoch: int, plan: list[np.ndarray]) -> Iterator[tuple[Any, dict[int, str]]]:
+        """Collated batches of the examples in `plan`, in its order, and what was left out of each (see `items`)."""
         ends = np.cumsum([0, *map(len, plan)])
         self._walk += 1
         self._shared[_WALK] = self._walk
         self._order[: ends[-1]] = np.concatenate(plan)
         self.busy, self._plan, self._epoch, self._ends = True, plan, epoch, ends
         self._next = 0
-        self._ready: dict[int, tuple[_Worker, int | None, Any]] = {}
+        self._ready: dict[int, tuple[_Worker, int | None, Any, dict[int, str]]] = {}
+        self._deaths: dict[int, float] = {}  # by example
         try:
             for _ in range(AHEAD):  # in turn, so that the first batches are read side by side
                 for worker in self._workers:
@@ -82,12 +90,12 @@ class Readers:
             for k in range(len(plan)):
                 while k not in self._ready:
                     self._receive()
-                worker, slot, what = self._ready.pop(k)
-                batch = what if slot is None else worker.take(slot, len(plan[k]))
+                worker, slot, what, bad = self._ready.pop(k)
+                batch = what if slot is None else worker.take(slot, sum(index not in bad for index in plan[k].tolist()))
                 if slot is not None:
                     worker.free.append(slot)
                     self._ask(worker)
-                yield batch
+                yield batch, bad
         except GeneratorExit:
             self._shared[_WALK] = self._walk = self._walk + 1  # what is under way is no longer wanted
             raise
@@ -95,40 +103,61 @@ class Readers:
             self.close()
             raise
         finally:
-            for worker, slot, _ in self._ready.values():
+            for worker, slot, *_ in self._ready.values():
                 if slot is not None:
                     worker.free.append(slot)
             self.busy = False
 
     def _ask(self, worker: _Worker) -> None:
         """The next batch of the plan, from a worker that has room for it."""
-        if self._next == len(self._plan) or not worker.free:
-            return
-        slot, k = worker.free.pop(), self._next
-        self._next += 1
-        try:
+        if self._next < len(self._plan) and worker.free and worker in self._workers:
+            self._next += 1
+            self._send(worker, self._next - 1)
+
+    def _send(self, worker: _Worker, k: int) -> None:
+        slot = worker.free.pop()
+        worker.asked[slot] = self._walk, k
+        with contextlib.suppress(OSError):  # it has died, as will be seen
             worker.pipe.send((self._walk, self._epoch, k, int(self._ends[k]), int(self._ends[k + 1]), slot))
-        except OSError:
-            raise worker.death() from None
 
     def _receive(self) -> None:
         """Wait for workers, and take what they say."""
         waited = {worker.pipe: worker for worker in self._workers}
         ends = {worker.process.sentinel: worker for worker in self._workers}
-        found = connection.wait([*waited, *ends])
+        found = connection.wait([*waited, *ends], 1.0)
+        dead = {ends[end] for end in found if end in ends and not ends[end].pipe.poll()}
         for pipe in found:
             if pipe in waited:
-                worker = waited[pipe]
                 try:
-                    heard = worker.pipe.recv()
+                    heard = pipe.recv()
                 except (EOFError, OSError):
-                    raise worker.death() from None
-                self._hear(worker, *heard)
-        for end in found:
-            if end in ends and not ends[end].pipe.poll():
-                raise ends[end].death()
+                    dead.add(waited[pipe])
+                else:
+                    self._hear(waited[pipe], *heard)
+        for worker in dead:
+            self._replace(worker, worker.death())
+        if not found:  # a second went by in which nobody said anything
+            for worker in [worker for worker in self._workers if worker.hangs()]:
+                self._replace(worker, worker.hanging(), weight=DEATHS / 2)
 
-    def _hear(self, worker: _Worker, walk: int, k: int, slot: int, kind: str, what: Any) -> None:
+    def _replace(self, worker: _Worker, why: ResourceError, weight: float = 1) -> None:
+        """Another worker for one that has died, with the batches it was asked for. ResourceError where its example has ended
+        as many as may be."""
+        self._deaths[worker.at] = self._deaths.get(worker.at, 0.0) + weight
+        if self._deaths[worker.at] >= DEATHS:
+            raise why
+        warnings.warn(f"{why.what} Another reads its batches again.", RuntimeWarning, stacklevel=2)
+        worker.end()
+        new = _Worker(self, worker.number)
+        self._workers[self._workers.index(worker)] = new
+        for walk, k in sorted(worker.asked.values()):
+            if walk == self._walk:
+                self._send(new, k)
+        for _ in range(len(new.free)):
+            self._ask(new)
+
+    def _hear(self, worker: _Worker, walk: int, k: int, slot: int, kind: str, what: Any, bad: dict[int, str]) -> None:
+        worker.asked.pop(slot, None)
         if kind == "failed" and walk == self._walk:
             name, *said = what
             if name is None:
@@ -142,9 +171,9 @@ class Readers:
         if walk != self._walk:
             self._ask(worker)
         elif kind == "form":
-            self._ready[k] = worker, slot, None
+            self._ready[k] = worker, slot, None, bad
         else:
-            self._ready[k] = worker, None, what
+            self._ready[k] = worker, None, what, bad
             self._ask(worker)
 
     def close(self) -> None:
@@ -154,12 +183,10 @@ class Readers:
         self._shared[_WALK] = 0
         for worker in self._workers:
             worker.pipe.close()
+        until = time.monotonic() + 2.0
         for worker in self._workers:
-            worker.process.join(5)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-            worker.forget()
+            worker.process.join(max(0.0, until - time.monotonic()))
+            worker.end()
         self._workers = []
         self.closed = True
 
@@ -170,6 +197,9 @@ class _Worker:
     def __init__(self, readers: Readers, number: int):
         self.number, self.readers = number, readers
         self.free = list(range(AHEAD))
+        self.asked: dict[int, tuple[int, int]] = {}  # slot -> walk, batch
+        self._seen, self._still = -1, 0.0  # the example it was at when it was looked at, and for how many seconds
+        readers._shared[_AT + number] = -1
         self.form: Form | None = None
         self._memory: mmap.mmap | None = None
         self._room: list[list[Tensor]] = []
@@ -180,6 +210,8 @@ class _Worker:
         self.process = context.Process(
             target=_work,
             args=(
+                os.getpid(),
+                threading.current_thread() is threading.main_thread(),
                 readers.reader,
                 readers.count,
                 number,
@@ -206,7 +238,21 @@ class _Worker:
         assert self.form is not None
         return self.form.tied([part[:count].clone() for part in self._room[slot]])
 
-    def death(self) -> LaminaError:
+    @property
+    def at(self) -> int:
+        """The example it is reading; -1 before the first."""
+        return int(self.readers._shared[_AT + self.number])
+
+    def hangs(self) -> bool:
+        """Asked once a second while it is waited for: a process that was stopped with its workers is not held against them."""
+        self._still = self._still + 1.0 if self.asked and self.at == self._seen else 0.0
+        self._seen = self.at
+        return self._still >= TIMEOUT
+
+    def hanging(self) -> ResourceError:
+        return self._error(f"was ended after {self._still:.0f} s", "look at that example: reading it does not end")
+
+    def death(self) -> ResourceError:
         """The worker has gone: how, and over which example."""
         self.process.join(1)
         code = self.process.exitcode or 0
@@ -216,19 +262,19 @@ class _Worker:
                 how = f"was killed by {signal.Signals(-code).name}"
         if code == -signal.SIGKILL:
             how += ", as the system does when memory is used up"
-        example = int(self.readers._shared[_AT + self.number])
-        at = f" while it read example {example} of the Dataset" if example >= 0 else " before it read an example"
-        return ResourceError(
-            f"Worker {self.number + 1} of {self.readers.count} {how}{at}.",
-            fix="look at that example; if memory ran out: fewer --workers, a smaller --batch-size, or --workers 0",
-        )
+        fix = "look at that example; if memory ran out: fewer --workers, a smaller --batch-size, or --workers 0"
+        return self._error(how, fix)
 
-    def forget(self) -> None:
-        self._room = []
-        if self._memory is not None:
-            with contextlib.suppress(BufferError):  # somebody still looks at it: it goes with him
-                self._memory.close()
-            self._memory = None
+    def _error(self, how: str, fix: str) -> ResourceError:
+        at = f" while it read example {self.at} of the Dataset" if self.at >= 0 else " before it read an example"
+        return ResourceError(f"Worker {self.number + 1} of {self.readers.count} {how}{at}.", fix=fix)
+
+    def end(self) -> None:
+        """By force, if it is still there. Batches it has written can be taken until nobody holds this any more."""
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+        self.pipe.close()
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -267,15 +313,18 @@ class _Unwanted(Exception):
 
 
 def _work(
-    reader: Reader, count: int, number: int, pipe: Any, others: list[Any], batch_size: int, shared: Any, order: Any,
-    file: int,
+    parent: int, in_main: bool, reader: Reader, count: int, number: int, pipe: Any, others: list[Any], batch_size: int,
+    shared: Any, order: Any, file: int,
 ) -> None:  # fmt: skip
     """The life of a worker: requests in, batches out, until the pipe is closed."""
-    parent = os.getppid()
+    if in_main:
+        _die_with(parent)
     for other in others:  # else this process would keep them open, and nobody would see them end
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")  # when memory runs out, rather this process than the trainer
     torch.set_num_threads(1)
@@ -290,13 +339,13 @@ def _work(
     plain = reader.collate is default_collate
 
     def look(example: int) -> None:
-        if shared[_WALK] != walk:
+        if shared[_WALK] != walk or os.getppid() != parent:
             raise _Unwanted
         shared[_AT + number] = example
 
     while True:
         try:
-            if not pipe.poll(5.0):
+            if not pipe.poll(1.0):
                 if os.getppid() != parent:
                     return
                 continue
@@ -307,19 +356,20 @@ def _work(
         try:
             look(indices[0])
             items = reader.items(epoch, indices, look)
-            if form is None and plain and (form := Form.of(items[0])) is not None:
+            good = reader.left(indices)
+            if form is None and plain and items and (form := Form.of(_first(reader, items))) is not None:
                 os.ftruncate(file, _size(form, batch_size))
                 rooms = _rooms(form, mmap.mmap(file, _size(form, batch_size)), batch_size)
                 form_of = form.tree, [(leaf.kind, leaf.shape, leaf.own, leaf.dtype) for leaf in form.leaves]
-            if (
-                form is not None
-                and len(items) == len(indices)
-                and form.write(items, [r[: len(items)] for r in rooms[slot]])
-            ):
+            room = _written(items, form, rooms, slot) if len(items) == len(good) else None
+            if reader.lenient and items and (room is None or not reader.fits(room)):
+                items, good = reader.sift(items, good)
+                room = _written(items, form, rooms, slot)
+            if room is not None:
                 said: tuple[str, Any] = "form", form_of  # which is said with the first batch of it
                 form_of = None
             else:
-                said = "items", reader.collated(items, indices)
+                said = "items", reader.collated(items, good) if items else None
         except _Unwanted:
             said = "unwanted", None
         except LaminaError as error:
@@ -327,9 +377,34 @@ def _work(
         except BaseException:
             said = "failed", (None, traceback.format_exc())
         try:
-            pipe.send((walk, k, slot, *said))
+            pipe.send((walk, k, slot, *said, reader.bad))
         except OSError:
             return
         except Exception as error:  # it cannot be sent
             pipe.send((walk, k, slot, "failed", ("DataError", f"A batch of the Dataset cannot be sent from a worker: {error}",
-                       "tensors, arrays or numbers", "--workers 0")))  # fmt: skip
+                       "tensors, arrays or numbers", "--workers 0"), {}))  # fmt: skip
+
+
+def _written(items: list[Any], form: Form | None, rooms: list[list[Tensor]], slot: int) -> list[Tensor] | None:
+    """Items in shared memory; None where they are of another form."""
+    if form is None or not items:
+        return None
+    room = [part[: len(items)] for part in rooms[slot]]
+    return room if form.write(items, room) else None
+
+
+def _first(reader: Reader, items: list[Any]) -> Any:
+    """The first item of the usual shape, if there is one."""
+    return next((item for item in items if reader.lenient and outline(item) == reader.usual), items[0])
+
+
+def _die_with(parent: int) -> None:
+    """This process is ended with its parent, in the middle of an item too. Linux ends it with the thread that made it, so
+    that must be the main one."""
+    if sys.platform == "linux":
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it has ended meanwhile
+            os._exit(0)
