@@ -6,7 +6,6 @@ error that names every mistake. Called by `train`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -177,10 +176,7 @@ def check_validation(recipe: Recipe, there: bool) -> None:
 
 def free_folder(runs: Path, name: str | None, source: Any) -> Path:
     """The folder the run will have; that it can be written is found out now, not after an hour."""
-    files.folder(runs)
-    probe = runs / f"{files.TEMPORARY}probe-{time.monotonic_ns()}"
-    files.write(probe, b"")
-    probe.unlink()
+    files.probe(files.folder(runs))
     if name is not None:
         place = runs / name
         if Path(name).name != name or name in (".", ".."):

@@ -7,12 +7,15 @@ In: bytes and a place. Out: a file, or a whole directory, that is either there a
     verify      a committed directory, read back against its manifest
     Lock        one process a run folder
 
-A killed process leaves at most a `.tmp-...` beside what it was writing; `sweep` clears those away. No torch here.
+All of it asks the disk through `disk`, so that a test can record the requests or let one fail. An error that may pass is
+met by trying again. A killed process leaves at most a `.tmp-...` beside what it was writing; `sweep` clears those away.
+No torch here.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -21,16 +24,29 @@ import socket
 import sys
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lamina.errors import LaminaError, ResourceError, RunError, UsageError
 
 MANIFEST = "manifest.json"
+SCHEMA = 1
 TEMPORARY = ".tmp-"
+PAUSES = (0.05, 0.2, 1.0)  # seconds before another try, after an error that may pass
 _OLD = "-old"  # ends the name of a directory that is about to be replaced
+_PASSING = {
+    errno.EIO,
+    errno.EINTR,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
+_NO_RENAME = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP}  # an overlay's lower layer, some network file systems
 _WORDS = {
     errno.ENOSPC: ("the disk is full", "free some space"),
     errno.EDQUOT: ("your disk quota is used up", "free some space"),
@@ -46,6 +62,60 @@ _WORDS = {
 }
 
 
+class Disk:
+    """What is asked of the file system. Not flushed is not yet there, should the power fail; a name is flushed with its
+    folder."""
+
+    def create(self, path: Path) -> IO[bytes]:
+        return open(path, "wb")
+
+    def extend(self, path: Path) -> IO[bytes]:
+        return open(path, "ab", buffering=0)
+
+    def write(self, file: IO[bytes], data: Any) -> None:
+        left = memoryview(data)
+        while left:
+            left = left[file.write(left) :]
+
+    def cut(self, file: IO[bytes], size: int) -> None:
+        file.truncate(size)
+
+    def flush(self, file: IO[bytes]) -> None:
+        file.flush()
+        os.fsync(file.fileno())
+
+    def flush_folder(self, path: Path) -> None:
+        if os.name == "nt":  # which has no such call, and needs none
+            return
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.replace(source, target)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink()
+
+    def mkdir(self, path: Path) -> None:
+        path.mkdir()
+
+    def rmdir(self, path: Path) -> None:
+        path.rmdir()
+
+    def free(self, path: Path) -> int:
+        return shutil.disk_usage(path).free
+
+
+disk = Disk()
+
+
+def point(name: str) -> None:
+    """A place at which a test may end the process. It does nothing."""
+
+
 @contextmanager
 def _words(path: Path) -> Iterator[None]:
     """An OSError as a ResourceError that says what it means."""
@@ -58,108 +128,192 @@ def _words(path: Path) -> Iterator[None]:
         raise ResourceError(f"{path} could not be written: {what}.", fix=fix) from error
 
 
-def _flush_directory(path: Path) -> None:
-    """Make a rename durable. Windows has no such call, and needs none."""
-    if os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _lasting(act: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a path, begun anew after an error that may pass; others are told in words."""
+
+    @functools.wraps(act)
+    def wrapped(path: str | Path, *arguments: Any) -> Any:
+        with _words(Path(path)):
+            for pause in PAUSES:
+                try:
+                    return act(Path(path), *arguments)
+                except OSError as error:
+                    if error.errno not in _PASSING:
+                        raise
+                time.sleep(pause)
+            return act(Path(path), *arguments)
+
+    return wrapped
 
 
-def _write_flushed(path: Path, data: bytes | Iterable[bytes]) -> None:
-    with open(path, "wb") as file:
-        for piece in [data] if isinstance(data, bytes) else data:
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
+def _write_flushed(path: Path, pieces: Iterable[Any]) -> dict[str, Any]:
+    """A new file; what a manifest says of it."""
+    size, digest = 0, hashlib.sha256()
+    with disk.create(path) as file:
+        for piece in pieces:
+            size += len(piece)
+            digest.update(piece)
+            disk.write(file, piece)
+        disk.flush(file)
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def _temporary(path: Path) -> Path:
     return path.parent / f"{TEMPORARY}{os.getpid()}-{time.monotonic_ns()}-{path.name}"
 
 
-def write(path: str | Path, data: bytes | str | Iterable[str]) -> None:
+def _clear(path: Path) -> None:
+    """Delete a file or a folder, its manifest first: what is half deleted must not verify. What stays is swept later."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            for place in sorted(path.iterdir(), key=lambda place: place.name != MANIFEST):
+                _clear(place)
+            disk.rmdir(path)
+        else:
+            disk.unlink(path)
+
+
+@_lasting
+def write(path: Path, data: bytes | str | Sequence[str]) -> None:
     """A file, or its pieces, whole or not at all; the old one stays until the new one is on the disk."""
-    path = Path(path)
+    pieces = [data] if isinstance(data, (bytes, str)) else data
     beside = _temporary(path)
-    with _words(path):
+    try:
+        _write_flushed(beside, (piece.encode() if isinstance(piece, str) else piece for piece in pieces))
+        point("a file is written")
+        disk.rename(beside, path)
+    except BaseException:
+        _clear(beside)
+        raise
+    point("a file is renamed")
+    disk.flush_folder(path.parent)
+
+
+@_lasting
+def append(path: Path, lines: str) -> None:
+    """Lines at the end of a log, all or none of them, handed to the system at once."""
+    with disk.extend(path) as file:
+        size = file.tell()
         try:
-            text = [data] if isinstance(data, str) else data
-            _write_flushed(beside, text if isinstance(text, bytes) else (piece.encode() for piece in text))
-            os.replace(beside, path)
+            disk.write(file, (lines.rstrip("\n") + "\n").encode())
         except BaseException:
-            beside.unlink(missing_ok=True)
+            disk.cut(file, size)
             raise
-        _flush_directory(path.parent)
 
 
-def append(path: str | Path, line: str) -> None:
-    """A line at the end of a log, handed to the system at once."""
-    with _words(Path(path)), open(path, "a", encoding="utf-8") as file:
-        file.write(line.rstrip("\n") + "\n")
+@_lasting
+def flush(path: Path) -> None:
+    """What was appended to a log, down to the disk."""
+    with disk.extend(path) as file:
+        disk.flush(file)
 
 
-def folder(path: str | Path) -> Path:
-    """Make a folder and those above it."""
-    path = Path(path)
-    with _words(path):
-        path.mkdir(parents=True, exist_ok=True)
+@_lasting
+def folder(path: Path) -> Path:
+    """Make a folder and those above it, for good."""
+    if not path.is_dir():
+        folder(path.parent)
+        with suppress(FileExistsError):
+            disk.mkdir(path)
+        disk.flush_folder(path.parent)
     return path
 
 
-def claim(path: str | Path) -> bool:
+@_lasting
+def claim(path: Path) -> bool:
     """Make a folder that must not exist yet; False where it does. Only one of several processes gets True."""
-    path = Path(path)
-    with _words(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            path.mkdir()
-        except FileExistsError:
-            return False
+    folder(path.parent)
+    try:
+        disk.mkdir(path)
+    except FileExistsError:
+        return False
+    disk.flush_folder(path.parent)
     return True
 
 
-def commit(path: str | Path, files: Mapping[str, bytes], about: Mapping[str, Any]) -> None:
-    """A new directory of files with a manifest; replaces one of the same name."""
-    path = Path(path)
+@_lasting
+def probe(path: Path) -> None:
+    """ResourceError where a file cannot be written into a folder, and another put in its place in one go."""
+    place = _temporary(path / "probe")
+    try:
+        for content in ("one", "another"):
+            write(place, content)
+        if place.read_text() != "another":
+            raise ResourceError(
+                f"{path} gives back other bytes than were written.", fix="choose another folder with --runs"
+            )
+    finally:
+        _clear(place)
+
+
+@_lasting
+def commit(path: Path, files: Mapping[str, bytes | Sequence[Any]], about: Mapping[str, Any]) -> None:
+    """A new directory of files, each bytes or pieces of them, with a manifest; replaces one of the same name."""
+    pieces: dict[str, Sequence[Any]] = {k: [data] if isinstance(data, bytes) else data for k, data in files.items()}
+    wanted = 2 * sum(len(piece) for data in pieces.values() for piece in data)
+    free = disk.free(folder(path.parent))
+    if free < wanted:
+        raise ResourceError(
+            f"{path} could not be written: the disk is full, with {free:,} bytes free.",
+            expected=f"{wanted:,}, twice what is to be written",
+            fix="free some space",
+        )
     beside = _temporary(path)
-    with _words(path):
-        try:
-            beside.mkdir(parents=True)
-            listed = {}
-            for name, data in files.items():
-                _write_flushed(beside / name, data)
-                listed[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            manifest = {"schema": 1, **about, "files": listed}
-            text = json.dumps(manifest, indent=1, sort_keys=True)
-            _write_flushed(beside / MANIFEST, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n".encode())
-            _flush_directory(beside)
-            _swap(beside, path)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
+    try:
+        disk.mkdir(beside)
+        listed = {}
+        for name, data in pieces.items():
+            point("a folder's file is due")
+            listed[name] = _write_flushed(beside / name, data)
+        text = json.dumps({"schema": SCHEMA, **about, "files": listed}, indent=1, sort_keys=True)
+        point("the manifest is due")
+        _write_flushed(beside / MANIFEST, [f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n".encode()])
+        point("the manifest is written")
+        disk.flush_folder(beside)
+        point("a folder is written")
+        _swap(beside, path)
+    except BaseException:
+        _clear(beside)
+        raise
 
 
 def _swap(new: Path, path: Path) -> None:
     """Rename a directory into place. One that is in the way steps aside first, and comes back if anything fails: at once,
     or by `sweep` where the process was killed between the two renames."""
     if not path.exists():
-        os.replace(new, path)
-        _flush_directory(path.parent)
+        _move(new, path)
+        point("a folder is renamed")
+        disk.flush_folder(path.parent)
         return
     old = _temporary(path.with_name(path.name + _OLD))
     try:
-        os.replace(path, old)
-        os.replace(new, path)
+        _move(path, old)
+        point("the old folder is aside")
+        _move(new, path)
     except BaseException:
         if old.exists() and not path.exists():
-            os.replace(old, path)
+            disk.rename(old, path)
         raise
-    _flush_directory(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    point("a folder is replaced")
+    disk.flush_folder(path.parent)
+    point("the old folder is due for deletion")
+    _clear(old)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename a committed directory; where the file system will not, copy it, its manifest last, and delete it."""
+    try:
+        disk.rename(source, target)
+        return
+    except OSError as error:
+        if error.errno not in _NO_RENAME:
+            raise
+    disk.mkdir(target)
+    for place in sorted(source.iterdir(), key=lambda place: place.name == MANIFEST):
+        disk.flush_folder(target)  # so that the manifest is the last on the disk, too
+        _write_flushed(target / place.name, [place.read_bytes()])
+    disk.flush_folder(target)
+    _clear(source)
 
 
 def manifest(path: str | Path) -> dict[str, Any]:
@@ -171,13 +325,15 @@ def manifest(path: str | Path) -> dict[str, Any]:
     try:
         found = json.loads(text)
         version = found["schema"]
-        listed = version != 1 or all(
+        listed = version != SCHEMA or all(
             Path(name).name == name and {"bytes", "sha256"} <= facts.keys() for name, facts in found["files"].items()
         )
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise RunError(f"{place} is no manifest: {type(error).__name__}: {error}") from error
-    if version != 1:
-        raise RunError(f"{place} has schema {version!r}.", expected="schema 1", fix="use the Lamina that wrote it")
+    if version != SCHEMA:
+        raise RunError(
+            f"{place} has schema {version!r}.", expected=f"schema {SCHEMA}", fix="use the Lamina that wrote it"
+        )
     if not listed:
         raise RunError(f"{place} is no manifest: it lists files outside its folder.")
     return dict(found)
@@ -187,34 +343,63 @@ def verify(path: str | Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """(manifest, files) of a committed directory; a RunError names the first file that is not as it was written."""
     path = Path(path)
     found = manifest(path)
-    data = {}
+    data = {name: _read(path / name) for name in found["files"]}
     for name, facts in found["files"].items():
-        place = path / name
-        data[name] = _read(place)
-        if len(data[name]) != facts["bytes"]:
-            raise RunError(f"{place} has {len(data[name])} bytes.", expected=f"{facts['bytes']}")
-        if hashlib.sha256(data[name]).hexdigest() != facts["sha256"]:
-            raise RunError(f"{place} is damaged: its SHA-256 is not that of the manifest.")
+        _compare(path / name, facts, len(data[name]), hashlib.sha256(data[name]).hexdigest())
     return found, data
 
 
-def _read(place: Path) -> bytes:
-    """The bytes of a file that must be there: a disk that cannot give them back is as bad as one that gives others."""
+def check(path: str | Path) -> dict[str, Any]:
+    """The manifest of a directory that verifies, read without keeping it in memory."""
+    found = manifest(path)
+    for name, facts in found["files"].items():
+        place = Path(path) / name
+        size, digest = 0, hashlib.sha256()
+        with _reading(place), open(place, "rb") as file:
+            while piece := file.read(1 << 20):
+                size += len(piece)
+                digest.update(piece)
+        _compare(place, facts, size, digest.hexdigest())
+    return found
+
+
+def _compare(place: Path, facts: Mapping[str, Any], size: int, digest: str) -> None:
+    if size != facts["bytes"]:
+        raise RunError(f"{place} has {size} bytes.", expected=f"{facts['bytes']}")
+    if digest != facts["sha256"]:
+        raise RunError(f"{place} is damaged: its SHA-256 is not that of the manifest.")
+
+
+@contextmanager
+def _reading(place: Path) -> Iterator[None]:
+    """A file that must be there: a disk that cannot give its bytes back is as bad as one that gives others."""
     try:
-        return place.read_bytes()
+        yield
     except FileNotFoundError as error:
         raise RunError(f"{place} is missing.", expected="a checkpoint folder as Lamina writes it") from error
     except OSError as error:
         raise RunError(f"{place} could not be read: {error.strerror or error}.") from error
 
 
-def remove(path: str | Path) -> None:
+def _read(place: Path) -> bytes:
+    with _reading(place):
+        return place.read_bytes()
+
+
+@_lasting
+def remove(path: Path) -> None:
     """A committed directory, out of sight at once and then deleted."""
-    path = Path(path)
     gone = _temporary(path)
-    with _words(path):
-        os.replace(path, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+    try:
+        disk.rename(path, gone)
+    except OSError as error:
+        if error.errno not in _NO_RENAME:
+            raise
+        gone = path  # then it stops verifying first
+    point("a folder is out of sight")
+    disk.flush_folder(path.parent)
+    _clear(gone)
+    point("a folder is deleted")
 
 
 def sweep(path: str | Path) -> None:
@@ -222,13 +407,12 @@ def sweep(path: str | Path) -> None:
     for left in list(Path(path).rglob(f"{TEMPORARY}*")):
         name = left.name.split("-", 3)[-1]  # .tmp-PROCESS-TIME-NAME
         place = left.with_name(name.removesuffix(_OLD))
-        if name.endswith(_OLD) and not place.exists():  # killed between the two renames of a replacement
-            with _words(place):
-                os.replace(left, place)
-        elif left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
+        if name.endswith(_OLD) and (left / MANIFEST).exists() and not (place / MANIFEST).exists():
+            with _words(place):  # killed in the middle of a replacement
+                _clear(place)
+                disk.rename(left, place)
         else:
-            left.unlink(missing_ok=True)
+            _clear(left)
 
 
 class Lock:

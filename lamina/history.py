@@ -7,8 +7,12 @@ exactly once.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from lamina import files
 
 
 @dataclass
@@ -25,11 +29,23 @@ class History:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self.stopped = list(state["rows"]), state["stopped"]
 
-    def text(self) -> str:
-        self._told = 0
-        return self.news()
+    def scores(self) -> dict[str, float]:
+        """Of the last epoch that ended, as far as they are finite."""
+        row: dict[str, Any] = next((row for row in reversed(self.rows) if "event" not in row), {})
+        return {name: value for name, value in row.items() if "/" in name and math.isfinite(value)}
 
-    def news(self) -> str:
-        """The entries since the last time: a long training must not write all of them in every epoch."""
-        told, self._told = self._told, len(self.rows)
-        return "".join(json.dumps(row, default=float) + "\n" for row in self.rows[told:])
+    def text(self) -> str:
+        """All of it, for a file that is written anew."""
+        self._told = len(self.rows)
+        return _lines(self.rows)
+
+    def add_to(self, path: Path) -> None:
+        """The entries since the last time, added to the file: a long training must not write all of them in every epoch.
+        What the disk refuses is added the next time."""
+        if news := _lines(self.rows[self._told :]):
+            files.append(path, news)
+            self._told = len(self.rows)
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, default=float) + "\n" for row in rows)

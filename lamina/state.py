@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lamina import files
 from lamina.batches import generators, set_generators
 from lamina.errors import Diverged, LaminaError, RunError
-from lamina.weights import load_exactly, to_bytes
+from lamina.weights import load_exactly, pieces
 from lamina.weights import of as weights_of
 
 
@@ -46,6 +46,9 @@ class TrainState:
     loss_sum: Tensor | None = None  # of this epoch, on the device
     loss_count: int = 0
     seconds: float = 0.0  # of learning, before this process
+    most: int | None = None  # examples at a time that memory has room for, where a batch did not fit
+    skipped: Any = 0  # steps left out because loss or gradient were not finite; on a GPU a tensor there
+    in_row: Any = 0  # of those, how many were the last ones
     modes: list[bool] | None = None  # of the modules while learning: a caller may have put them into evaluation mode
 
     def net_modes(self) -> list[bool]:
@@ -57,6 +60,7 @@ class TrainState:
             "cursor": {
                 "epoch": self.epoch, "batch": self.batch, "step": self.step, "examples": self.examples,
                 "loss_count": self.loss_count, "seconds": self.seconds,
+                "most": self.most, "skipped": self.skipped, "in_row": self.in_row,
             },
             "loss_sum": self.loss_sum,
             "optimizer": self.optimizer.state_dict(),
@@ -83,6 +87,7 @@ class TrainState:
         cursor = tree["cursor"]
         self.epoch, self.batch, self.step = cursor["epoch"], cursor["batch"], cursor["step"]
         self.examples, self.loss_count, self.seconds = cursor["examples"], cursor["loss_count"], cursor["seconds"]
+        self.most, self.skipped, self.in_row = cursor.get("most"), cursor.get("skipped", 0), cursor.get("in_row", 0)
         device = next(self.net.parameters()).device
         self.loss_sum = None if tree["loss_sum"] is None else tree["loss_sum"].to(device)
         try:
@@ -133,7 +138,7 @@ def set_all_generators(state: dict[str, Any]) -> None:
 
 
 def pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
-    """A nest of dicts, lists, tuples, tensors, arrays and plain values -> (tensors by name, JSON)."""
+    """A nest of dicts, lists, tuples, tensors, arrays and plain values -> (tensors by name, JSON), all of it copied."""
     tensors: dict[str, Tensor] = {}
 
     def keep(value: Tensor, place: str) -> str:
@@ -144,7 +149,7 @@ def pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
 
     def walk(node: Any, place: str) -> Any:
         if isinstance(node, Tensor) and node.layout == torch.strided and not (node.is_quantized or node.is_meta):
-            value = node.detach().cpu().contiguous().resolve_conj().resolve_neg()
+            value = _copied(node)
             return {"$complex" if value.is_complex() else "$tensor": keep(value, place)}
         if isinstance(node, np.ndarray) and node.dtype.char in "?bBhHiIlLqQefdFD":
             return {"$array": walk(torch.from_numpy(node.astype(node.dtype.newbyteorder("="))), place)}
@@ -172,6 +177,12 @@ def pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
     return tensors, walk(tree, "state")
 
 
+def _copied(value: Tensor) -> Tensor:
+    """A tensor in host memory of its own."""
+    value = value.detach().resolve_conj().resolve_neg()
+    return value.to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
 def unpack(tensors: dict[str, Tensor], node: Any) -> Any:
     """The inverse of `pack`."""
     if isinstance(node, list):
@@ -193,8 +204,18 @@ def unpack(tensors: dict[str, Tensor], node: Any) -> Any:
     return {key: unpack(tensors, part) for key, part in node.items()}
 
 
-def save(path: str | Path, state: TrainState, about: dict[str, Any]) -> None:
-    """A checkpoint of a training. Weights that are not finite are never written: Diverged."""
+@dataclass
+class Copy:
+    """A training as it was after a step, in memory of its own: it can be written while the training goes on."""
+
+    weights: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    tree: Any  # JSON
+    about: dict[str, Any]
+
+
+def copy(state: TrainState, about: dict[str, Any]) -> Copy:
+    """All that `save` writes. Weights that are not finite are never saved: Diverged."""
     weights = weights_of(state.net)
     bad = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if bad:
@@ -202,16 +223,23 @@ def save(path: str | Path, state: TrainState, about: dict[str, Any]) -> None:
             f"After step {state.step} the weights are not finite: {', '.join(bad[:4])}. They were not saved.",
             fix="lower the learning rate or clip gradients (--clip-norm 1); the last good checkpoint is kept",
         )
-    tensors, tree = pack(state.tree())
-    files.commit(
-        path,
-        {
-            "weights.safetensors": to_bytes(weights),
-            "state.safetensors": to_bytes(tensors),
-            "state.json": json.dumps(tree).encode(),
-        },
-        {"step": state.step, "epoch": state.epoch, "batch": state.batch, **about},
-    )
+    about = {"step": state.step, "epoch": state.epoch, "batch": state.batch, **about}
+    return Copy({name: _copied(value) for name, value in weights.items()}, *pack(state.tree()), about)
+
+
+def write(path: str | Path, copied: Copy) -> None:
+    """A checkpoint of what was copied."""
+    parts = {
+        "weights.safetensors": pieces(copied.weights),
+        "state.safetensors": pieces(copied.tensors),
+        "state.json": json.dumps(copied.tree).encode(),
+    }
+    files.commit(path, parts, copied.about)
+
+
+def save(path: str | Path, state: TrainState, about: dict[str, Any]) -> None:
+    """A checkpoint of a training, written at once."""
+    write(path, copy(state, about))
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
@@ -224,6 +252,8 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str,
         return from_bytes(data["weights.safetensors"]), tree, manifest
     except KeyError as error:
         raise RunError(f"{path} lacks {error}.", expected="a checkpoint as Lamina writes it") from error
+    except Exception as error:  # it verifies: so somebody wrote it like this
+        raise RunError(f"{path} is no checkpoint: {error}", expected="a checkpoint as Lamina writes it") from error
 
 
 def listing(folder: str | Path) -> list[Path]:
@@ -236,22 +266,24 @@ def newest(folder: str | Path, warn: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that verifies; damaged ones are named on the way."""
     for path in listing(folder):
         try:
-            files.verify(path)
+            files.check(path)
             return path
         except LaminaError as error:
             warn(f"checkpoint {path.name} is passed over: {error.what}")
     return None
 
 
-def prune(folder: str | Path, keep: int = 2) -> None:
-    """Delete old checkpoints, after re-reading the newer ones: never fewer than `keep` that verify."""
+def prune(folder: str | Path, keep: int = 2, sound: Path | None = None) -> None:
+    """Delete old checkpoints, after re-reading the newer ones: never fewer than `keep` that verify. sound: one that was
+    re-read just now."""
     good = 0
     for path in listing(folder):
         if good >= keep:
             files.remove(path)
             continue
         try:
-            files.verify(path)
+            if path != sound:
+                files.check(path)
             good += 1
         except RunError:
             continue

@@ -10,12 +10,14 @@ this module adds stands between its steps: validation, the watchers in the order
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import random
+import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ from lamina import sources as sources_
 from lamina import state as states
 from lamina.batches import keeping_generators
 from lamina.domains import image
-from lamina.errors import Interrupted, LaminaError, RunError, UsageError
+from lamina.errors import Interrupted, LaminaError, ResourceError, RunError, UsageError
 from lamina.history import History
 from lamina.job import Job
 from lamina.recipe import Origin, Recipe
@@ -56,6 +58,7 @@ from lamina.watchers import Log, Save, Stop
 from lamina.watchers.health import Health
 from lamina.watchers.screen import Screen
 from lamina.watchers.stopping import Best, EarlyStopping, TimeLimit
+from lamina.writer import Writer
 
 
 @dataclass
@@ -65,7 +68,9 @@ class _Learning:
     state: states.TrainState
     history: History
     watchers: list[Any]
+    writer: Writer  # of checkpoints, and of what watchers ask to keep
     saved: int = -1  # the step of the newest checkpoint
+    tags: set[str] = field(default_factory=set)  # names under which watchers may keep a state
 
 
 def train(
@@ -103,6 +108,14 @@ def train(
     """
     began = time.monotonic()
     asked = recipes.read(recipe) if recipe is not None else {}
+    named = {"net": net, "loss": loss, "optimizer": optimizer, "domain": domain, "task": task}
+    if code := {what: asked[what] for what in named if named[what] is None and names.is_own(asked.get(what, ""))}:
+        raise UsageError(
+            "\n".join(
+                f"{recipe} has {what} = {place}: code is run only when you name it." for what, place in code.items()
+            ),
+            fix=" ".join(f"--{what} {shlex.quote(place)}" for what, place in code.items()),
+        )
     objects: dict[str, Any] = {}
     for key, given in (("net", net), ("loss", loss), ("optimizer", optimizer), ("domain", domain), ("task", task),
                        ("init", init), ("valid", valid), ("test", test)):  # fmt: skip
@@ -168,6 +181,8 @@ def resume(
     runs_.require_own({"net": net, "loss": loss, "optimizer": optimizer}, facts)
     screen = Screen(quiet=quiet)
     with keeping_generators(), jobs.memory_in_words(), files.Lock(folder), contextlib.ExitStack() as stack:
+        for place in (folder, folder / "checkpoints"):
+            files.probe(files.folder(place))
         files.sweep(folder)
         asked = runs_.stored_recipe(folder)
         stack.enter_context(machine.ready(bool(asked.strict), asked.threads))
@@ -210,7 +225,7 @@ def resume(
         module = module.to(device)
         jobs.check_contract(module, loaded, criterion, device, asked)
         job = Job(asked, origins, loaded, module, criterion, device, optimizer, watchers, folder, facts, screen, began)
-        job.screen.log = _logger(folder)
+        job.screen.log = _logger(folder, screen)
         jobs.lay_out(job)
         learning = _learning(job)
         newest = states.newest(folder / "checkpoints", lambda words: screen.findings([("warning", words, "")]))
@@ -362,6 +377,9 @@ def _start(
             ("inferred", "measured by a rising rate on a copy of the net"),
         )
     learning = _learning(job)
+    if loaded.aside is not None:
+        for index, reason in loaded.aside.reasons.items():  # found on the way here
+            loaded.aside.tell(index, reason)
     jobs.read_ahead(job, learning.state.batches)
     jobs.try_batch(job, learning.state.batches)
     while not files.claim(place):
@@ -376,7 +394,7 @@ def _start(
         files.remove(place)
         raise
     with files.Lock(place):
-        job.screen.log = _logger(place)
+        job.screen.log = _logger(place, screen)
         return _go(job, learning, resumed=False)
 
 
@@ -412,6 +430,7 @@ def _write_start(job: Job, learning: _Learning) -> None:
     folder, loaded = job.folder, job.data
     files.folder(folder / "checkpoints")
     _checkpoint(job, learning)
+    learning.writer.wait()
     records = {what: job.facts[what] for what in ("net", "loss", "optimizer")}
     objects = {
         what: record.get("class") or record["name"]
@@ -443,8 +462,16 @@ def _write_start(job: Job, learning: _Learning) -> None:
     runs_.write_json(folder / "run.json", job.facts)
 
 
-def _logger(folder: Path) -> Callable[[str], None]:
-    return lambda words: files.append(folder / "train.log", words)
+def _logger(folder: Path, screen: Screen) -> Callable[[str], None]:
+    def log(words: str) -> None:
+        try:
+            files.append(folder / "train.log", words)
+        except ResourceError as error:  # no reason to stop a training
+            screen.log = None
+            screen.findings([("warning", f"{error.what} A line of it is lost.", error.fix)])
+            screen.log = log
+
+    return log
 
 
 def _command(recipe: Recipe, opened: sources_.Source) -> str:
@@ -455,7 +482,10 @@ def _go(job: Job, learning: _Learning, *, resumed: bool) -> Run:
     """From everything decided to a run that is done. Whatever ends it early is written into run.json."""
     try:
         with job.screen, Signals(job.folder) as signals:
-            _story(job, learning, signals, resumed)
+            try:
+                _story(job, learning, signals, resumed)
+            finally:
+                learning.writer.close()  # nothing may be written any more when the lock is let go
     except BaseException as error:
         if job.facts["status"] == "done":  # and written: only its last words were cut off
             raise
@@ -507,7 +537,21 @@ def _learning(job: Job) -> _Learning:
         jobs.build_ema(job),
         parts={"history": history} | {f"watcher-{k}": w for k, w in enumerate(watchers) if hasattr(w, "state_dict")},
     )
-    return _Learning(state, history, watchers)
+    if job.data.aside is not None:
+        state.parts["aside"] = job.data.aside
+        job.data.aside.tell = functools.partial(_tell_aside, job, state, history)
+
+    def warn(error: LaminaError) -> None:
+        words = f"{error.what} The training goes on, and this is tried again."
+        job.screen.findings([("warning", words, error.fix)])
+
+    return _Learning(state, history, watchers, Writer(warn))
+
+
+def _tell_aside(job: Job, state: states.TrainState, history: History, index: int, reason: str) -> None:
+    job.screen.findings([("warning", f"example {index} is set aside: {reason}", "")])
+    event = {"set_aside": index, "reason": reason}
+    history.rows.append({"epoch": state.epoch + 1, "step": state.step, "event": event})
 
 
 def _watchers(job: Job) -> list[Any]:
@@ -606,9 +650,11 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
             if request is None:
                 continue
             if isinstance(request, Save):
-                asking.check_tag(job.folder, request.tag)
-                state_about = {"score": {k: v for k, v in progress.scores.items() if math.isfinite(v)}}
-                states.save(job.folder / request.tag, state, state_about)
+                if request.tag not in learning.tags:
+                    asking.check_tag(job.folder, request.tag)
+                    learning.tags.add(request.tag)
+                copied = states.copy(state, {"score": {k: v for k, v in progress.scores.items() if math.isfinite(v)}})
+                learning.writer.give(request.tag, functools.partial(states.write, job.folder / request.tag, copied))
             elif isinstance(request, Log):
                 history.rows.append({"epoch": progress.epoch + 1, "step": progress.step, "event": request.values})
             elif isinstance(request, Stop):
@@ -619,13 +665,14 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
                     expected="Stop(reason), Save(tag), Log(values) or None",
                 )
         if progress.epoch_end:
-            files.append(job.folder / "history.jsonl", history.news())
+            _tell(job, history)
 
         # Checkpoint, and stop where somebody wants it.
+        learning.writer.look()
         due = {
             "steps": progress.step % max(1, int(amount)) == 0,
             "epochs": progress.epoch_end and (progress.epoch + 1) % max(1, int(amount)) == 0,
-            "seconds": time.monotonic() - saved_at >= amount,
+            "seconds": time.monotonic() - saved_at >= amount and not learning.writer.busy,
         }[unit]
         if stop is not None:
             history.stopped = stop.reason
@@ -635,17 +682,52 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
             _checkpoint(job, learning)
             saved_at = time.monotonic()
         if signals.received:
+            _flush(job, learning)
             raise signals.answer(
                 f"Stopped after step {state.step} (epoch {progress.epoch + 1}). The run is saved in {job.folder}."
             )
     _checkpoint(job, learning)
+    _flush(job, learning)
 
 
 def _checkpoint(job: Job, learning: _Learning) -> None:
-    place, state = job.folder / "checkpoints", learning.state
+    """A copy of the state, handed to the writer. Where the disk refused the one before, this one is waited for: training
+    that two intervals cannot save is stopped."""
+    state = learning.state
     if learning.saved == state.step:
         return
-    files.write(job.folder / "history.jsonl", learning.history.text())  # whole, and flushed to the disk
-    states.save(place / f"step-{state.step:07d}", state, {"data": job.facts["data"]["fingerprint"]})
+    _tell(job, learning.history)
+    copied = states.copy(state, {"data": job.facts["data"]["fingerprint"], "score": learning.history.scores()})
+    refused = learning.writer.give("checkpoints", functools.partial(_write_checkpoint, job.folder, copied))
     learning.saved = state.step
-    states.prune(place)
+    if refused:
+        _flush(job, learning)
+
+
+def _write_checkpoint(folder: Path, copied: states.Copy) -> None:
+    """In the writer's thread."""
+    files.flush(folder / "history.jsonl")  # it has all that the checkpoint tells
+    place = folder / "checkpoints" / f"step-{copied.about['step']:07d}"
+    states.write(place, copied)
+    files.check(place)
+    states.prune(place.parent, sound=place)
+
+
+def _flush(job: Job, learning: _Learning) -> None:
+    """Until everything is on the disk; ResourceError where the disk does not take it."""
+    try:
+        learning.writer.wait()
+    except (ResourceError, RunError) as error:
+        newest = states.newest(job.folder / "checkpoints", lambda words: None)
+        raise ResourceError(
+            f"{error.what} Training stops after step {learning.state.step}; {newest.name if newest else 'nothing'} is saved.",
+            expected=error.expected,
+            fix=f"{error.fix or 'mend the disk'}; then go on: lamina resume {job.folder}",
+        ) from error
+
+
+def _tell(job: Job, history: History) -> None:
+    try:
+        history.add_to(job.folder / "history.jsonl")
+    except ResourceError as error:
+        job.screen.findings([("warning", f"{error.what} It is tried again with the next entry.", error.fix)])

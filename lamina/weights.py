@@ -7,7 +7,9 @@ weights of such a file. Files are read as weights only: nothing in them is ever 
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,16 +40,44 @@ def of(net: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in weights.items()}
 
 
+_KINDS = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint64: "U64",
+    torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+
+
+def pieces(weights: dict[str, Tensor]) -> list[bytes | memoryview]:
+    """A safetensors file of tensors in memory, in pieces: the header, and each tensor's own memory, which is not copied.
+    The library's `save` copies everything three times and holds the interpreter meanwhile. The widest numbers come first,
+    as there, so that each tensor is aligned."""
+    header: dict[str, Any] = {}
+    found: list[bytes | memoryview] = []
+    place = 0
+    for name, value in sorted(weights.items(), key=lambda entry: (-entry[1].element_size(), entry[0])):
+        if value.dtype not in _KINDS or value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise RunError(
+                f"These tensors cannot be written as safetensors: {name!r} is {value.dtype}, {value.layout} on "
+                f"{value.device}.",
+                expected="dense tensors of ordinary numbers",
+            )
+        value = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        flat = (torch.view_as_real(value) if value.is_complex() else value).reshape(-1).view(torch.uint8)
+        header[name] = {
+            "dtype": _KINDS[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [place, place := place + len(flat)],
+        }
+        found.append(flat.numpy().data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little") + text, *found]
+
+
 def to_bytes(weights: dict[str, Tensor]) -> bytes:
     """A state dict as the bytes of a safetensors file. Shared tensors are written for each of their names."""
-    from safetensors.torch import save
-
-    try:
-        return save({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()})
-    except (KeyError, ValueError, RuntimeError, NotImplementedError) as error:  # a kind of number or layout it lacks
-        raise RunError(
-            f"These tensors cannot be written as safetensors: {error}", expected="dense tensors of ordinary numbers"
-        ) from error
+    return b"".join(pieces(weights))
 
 
 def save_weights(net: nn.Module, path: str | Path) -> None:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -462,7 +463,7 @@ def test_a_run_in_use_is_not_resumed_by_a_second_process(stopped):
     holder = subprocess.Popen([sys.executable, "-c", statements], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert holder.stdout and holder.stdout.readline() == b"held\n"
-        with pytest.raises(RunError, match=rf"in use by process {holder.pid}"):
+        with pytest.raises(UsageError, match=rf"in use by process {holder.pid}"):
             resume(stopped)
     finally:
         holder.communicate()
@@ -534,11 +535,13 @@ def test_a_full_disk_ends_with_words_and_old_files_and_can_be_resumed(small_disk
 
     def fill(progress):
         if progress.step == 5:
+            while sorted(p.name for p in (folder / "run" / "checkpoints").iterdir()) != ["step-0000002", "step-0000004"]:
+                time.sleep(0.01)  # it is written meanwhile
             (folder / "others").write_bytes(bytes(os.statvfs(folder).f_bavail * os.statvfs(folder).f_bsize - 40_000))
             filled.append({path: path.read_bytes() for path in folder.rglob("*.json")})
 
     asked: dict[str, Any] = {"net": Wide, "epochs": 10, "baselines": False, "quiet": True, "checkpoint_every": "2steps"}
-    with pytest.raises(ResourceError, match=r"(?s)could not be written: the disk is full\..*free some space") as found:
+    with pytest.raises(ResourceError, match=r"(?s)could not be written: the disk is full.*free some space") as found:
         lamina.train((X, Y), **asked, watchers=[fill], runs=folder, name="run")
     assert found.value.exit_code == 6
     assert {path: content for path, content in filled[0].items() if path.name != "run.json"} == {

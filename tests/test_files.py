@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
 import itertools
 import json
@@ -40,7 +39,7 @@ class Dead(BaseException):
     """The process is gone: nothing after this happens, no clean-up either."""
 
 
-class Disk:
+class Disk(files.Disk):
     """Every request `lamina.files` makes of the disk passes here; the `at`-th fails with an error number, or, where
     that is None, kills the process in the middle of it. `power`: what was not flushed to the disk is lost with it."""
 
@@ -48,7 +47,7 @@ class Disk:
         self.at, self.error, self.power = at, error, power
         self.asked = 0
         self.dead = False
-        self.names: dict[int, Path] = {}  # open file descriptors
+        self.events: list[str] = []
         self.unflushed: list[Path] = []  # files whose bytes are not on the disk yet
         # From, to, what was there; until the folder is flushed.
         self.renames: list[tuple[Path, Path, bytes | None]] = []
@@ -62,6 +61,56 @@ class Disk:
                 raise OSError(self.error, os.strerror(self.error))
             self.dead = True
             raise Dead
+
+    def create(self, path: Path) -> Any:
+        self.request()
+        self.unflushed.append(path)
+        return super().create(path)
+
+    def write(self, file: Any, data: Any) -> None:
+        try:
+            self.request()
+        except BaseException:  # the half of it
+            super().write(file, data[: len(data) // 2])
+            raise
+        super().write(file, data)
+
+    def cut(self, file: Any, size: int) -> None:
+        if not self.dead:
+            super().cut(file, size)
+
+    def flush(self, file: Any) -> None:
+        self.request()
+        self.events.append(f"flush {Path(file.name).name}")
+        super().flush(file)
+        self.unflushed = [path for path in self.unflushed if path != Path(file.name)]
+
+    def flush_folder(self, path: Path) -> None:
+        self.request()
+        self.events.append(f"flush {path.name}")
+        super().flush_folder(path)
+        self.renames = [entry for entry in self.renames if entry[1].parent != path]
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.request()
+        self.events.append(f"rename to {target.name}")
+        before = target.read_bytes() if target.is_file() else None
+        super().rename(source, target)
+        self.unflushed = [Path(str(path).replace(str(source), str(target))) for path in self.unflushed]
+        self.renames.append((source, target, before))
+
+    def unlink(self, path: Path) -> None:
+        self.request()
+        super().unlink(path)
+
+    def mkdir(self, path: Path) -> None:
+        self.request()
+        super().mkdir(path)
+
+    def rmdir(self, path: Path) -> None:
+        self.request()
+        self.events.append(f"delete {path.name}")
+        super().rmdir(path)
 
     def crash(self) -> None:
         """Take back what a power cut takes back."""
@@ -79,77 +128,12 @@ class Disk:
         return self.asked >= self.at
 
 
-class _File:
-    def __init__(self, file: Any, path: Path, disk: Disk):
-        self.file, self.path, self.disk = file, path, disk
-        disk.names[file.fileno()] = path
-        disk.unflushed.append(path)
-
-    def write(self, data: bytes) -> None:
-        try:
-            self.disk.request()
-        except BaseException:  # the half of it
-            self.file.write(data[: len(data) // 2])
-            self.file.flush()
-            raise
-        self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-    def fileno(self) -> int:
-        return self.file.fileno()
-
-    def __enter__(self) -> _File:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.file.close()
-
-
 @contextmanager
 def disk(at: int, error: int | None = None, power: bool = False) -> Iterator[Disk]:
     found = Disk(at, error, power)
-    real = {name: getattr(os, name) for name in ("fsync", "replace", "open")}
-
-    def fsync(handle: int) -> None:
-        found.request()
-        real["fsync"](handle)
-        path = found.names[handle]
-        found.unflushed = [p for p in found.unflushed if p != path]
-        found.renames = [entry for entry in found.renames if entry[1].parent != path]
-
-    def replace(source: Path, target: Path) -> None:
-        found.request()
-        before = Path(target).read_bytes() if Path(target).is_file() else None
-        real["replace"](source, target)
-        found.unflushed = [Path(str(p).replace(str(source), str(target))) for p in found.unflushed]
-        found.renames.append((Path(source), Path(target), before))
-
-    def open_folder(path: Path, flags: int, *rest: Any, **more: Any) -> int:
-        handle = real["open"](path, flags, *rest, **more)
-        found.names[handle] = Path(path)
-        return handle
-
-    def passed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **options: Any) -> Any:
-            found.request()
-            return function(*arguments, **options)
-
-        return wrapped
-
-    def open_file(path: Path, mode: str) -> _File:
-        found.request()
-        return _File(builtins.open(path, mode), Path(path), found)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "open", open_file, raising=False)
-        patch.setattr(os, "fsync", fsync)
-        patch.setattr(os, "replace", replace)
-        patch.setattr(os, "open", open_folder)
-        patch.setattr(Path, "mkdir", passed(Path.mkdir))
-        patch.setattr(Path, "unlink", passed(Path.unlink))
-        patch.setattr(shutil, "rmtree", passed(shutil.rmtree))
+        patch.setattr(files, "disk", found)
+        patch.setattr(files, "PAUSES", ())  # one try
         yield found
     if found.dead and power:
         found.crash()
@@ -241,10 +225,9 @@ def test_what_is_guarded_against_is_seen(tmp_path, fault):
     place, harm = tmp_path / "run.json", []
 
     def overwrite() -> None:
-        with files._words(place), files.open(place, "wb") as file:
-            file.write(b"new and longer")
-            file.flush()
-            os.fsync(file.fileno())
+        with files._words(place), files.disk.create(place) as file:
+            files.disk.write(file, b"new and longer")
+            files.disk.flush(file)
 
     at_every_request(
         overwrite,
@@ -292,18 +275,14 @@ def test_any_exception_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_everything_is_flushed_before_it_is_renamed_into_place(tmp_path):
     """The order that a power cut needs: bytes, then the manifest, then the folder, then the name; what is replaced is
     deleted when the new name is on the disk, too."""
-    events: list[str] = []
-    with pytest.MonkeyPatch.context() as patch, disk(10_000) as asked:
-        flush, rename, delete = os.fsync, os.replace, shutil.rmtree
-        patch.setattr(shutil, "rmtree", lambda a, **how: (events.append("delete the old"), delete(a, **how)))
-        patch.setattr(os, "fsync", lambda handle: (events.append(f"flush {asked.names[handle].name}"), flush(handle)))
-        patch.setattr(os, "replace", lambda a, b: (events.append(f"rename to {Path(b).name}"), rename(a, b)))
+    with disk(10_000) as asked:
         for _ in range(2):
             files.commit(tmp_path / "step-1", OLD, {})
-    events = [re.sub(r"\.tmp-\d+-\d+-", ".tmp-", event) for event in events]
+    events = [re.sub(r"\.tmp-\d+-\d+-", ".tmp-", event) for event in asked.events]
     written = ["flush weights", "flush state.json", "flush manifest.json", "flush .tmp-step-1"]
     named, sure = "rename to step-1", f"flush {tmp_path.name}"
-    assert events == [*written, named, sure, *written, "rename to .tmp-step-1-old", named, sure, "delete the old"]
+    old = ".tmp-step-1-old"
+    assert events == [*written, named, sure, *written, f"rename to {old}", named, sure, f"delete {old}"]
 
 
 # --- Real faults of real disks ---------------------------------------------------------------------------------------
@@ -354,7 +333,7 @@ def test_a_full_disk_leaves_what_was_there(full_disk):
     assert not left_over(full_disk)
     (full_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(full_disk).free))
     files.remove(full_disk / "best")  # making room must not need room
-    files.commit(full_disk / "best", {"weights": bytes(40_000)}, {"step": 3})
+    files.commit(full_disk / "best", {"weights": bytes(30_000)}, {"step": 3})
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def test_there_are_sources():
 
 # A room imports its own line and the lines above it.
 ORDER = [
-    "errors names recipe files imports keyed mapped signals",
+    "errors names recipe files imports keyed mapped signals writer",
     "sources splits checks batches inference mixing augment nets weights losses optimizers schedules penalties devices "
     "activations initialisers machine masks quicker",
     "targets",

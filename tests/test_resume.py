@@ -254,27 +254,30 @@ class Ended(Exception):
     """As a crash, but of something that may be caught on the way."""
 
 
-def fails_at(monkeypatch, owner: Any, name: str, call: int, error: BaseException | type[BaseException] = Crash) -> None:
-    """The `call`-th call of a function ends the process, once."""
-    real, calls = getattr(owner, name), itertools.count(1)
+def fails_at(
+    monkeypatch, owner: Any, name: str, call: int | str, error: BaseException | type[BaseException] = Crash
+) -> None:
+    """The `call`-th call of a function, or the first that is given `call`, ends the process, once."""
+    real, calls, fired = getattr(owner, name), itertools.count(1), []
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
-        if next(calls) == call:
+        if next(calls) == call or (call in arguments[:1] and not fired):
+            fired.append(call)
             raise error
         return real(*arguments, **options)
 
     monkeypatch.setattr(owner, name, wrapped)
 
 
-MOMENTS: dict[str, tuple[Any, str, int]] = {
+MOMENTS: dict[str, tuple[Any, str, int | str]] = {
     "before the first step": (results, "opening", 1),
     "first validation": (lamina.domains.base.Domain, "validate", 1),
     "third validation": (lamina.domains.base.Domain, "validate", 3),
-    "writing the second checkpoint": (files, "_write_flushed", 11),
-    "writing a checkpoint's manifest": (files, "_write_flushed", 14),
+    "writing the second checkpoint": (files, "_write_flushed", 14),
+    "writing a checkpoint's manifest": (files, "_write_flushed", 16),
     "renaming a checkpoint": (files, "_swap", 3),
     "deleting an old checkpoint": (files, "remove", 1),
-    "replacing the best": (shutil, "rmtree", 1),
+    "replacing the best": (files, "point", "a folder is replaced"),
     "last checkpoint": (training, "_checkpoint", 6),
     "final weights": (results, "_final_weights", 1),
     "final evaluation": (results, "_measure", 1),
@@ -693,7 +696,7 @@ def test_a_run_that_another_process_holds(half):
     )  # fmt: skip
     try:
         assert holder.stdout is not None and holder.stdout.readline()
-        assert str(holder.pid) in refused(half, RunError, "in use by process")
+        assert str(holder.pid) in refused(half, UsageError, "in use by process")
     finally:
         holder.communicate()
     lamina.resume(half, quiet=True)
@@ -811,7 +814,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(quick, pictures, runs):
 
 @pytest.mark.parametrize("error", [ResourceError("no space"), KeyboardInterrupt(), Crash()], ids=repr)
 def test_a_run_that_ends_before_it_has_begun_leaves_no_folder(quick, pictures, runs, monkeypatch, error):
-    fails_at(monkeypatch, files, "_write_flushed", 6, error)
+    fails_at(monkeypatch, files, "_write_flushed", 8, error)
     with pytest.raises(type(error)):
         lamina.train(pictures, runs=runs, name="run", **COMMON)
     assert list(runs.iterdir()) == []
