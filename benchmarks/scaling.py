@@ -148,18 +148,17 @@ def main() -> None:
     if asked.only in (None, "examples"):
         found = each(*((kind, count, 256) for count in EXAMPLES for kind in ("timed", "cutting")))
         heading("Time of an epoch against the number of examples: batch 256, 16 numbers, MLP 16-64-2")
-        table("examples", "s an epoch", "lowest to highest", "us an example", "to 600,000", "batches, us an example",
-              "the rest, to 600,000")  # fmt: skip
+        table("examples", "s an epoch", "lowest to highest", "us an example", "to 600,000", "batches, us an example")
 
         def middle(kind: str, count: int) -> float:
             """us an example"""
             return 1e6 * statistics.median(found[kind, count, 256]) / count
 
-        base, cut = middle("timed", 600_000), middle("cutting", 600_000)
+        base = middle("timed", 600_000)
         for count in EXAMPLES:
-            seconds, whole, part = found["timed", count, 256], middle("timed", count), middle("cutting", count)
+            seconds, whole = found["timed", count, 256], middle("timed", count)
             row(f"{count:,}", f"{statistics.median(seconds):.4f}", f"{min(seconds):.4f} to {max(seconds):.4f}",
-                f"{whole:.3f}", f"{whole / base:.2f}", f"{part:.3f}", f"{(whole - part) / (base - cut):.2f}")  # fmt: skip
+                f"{whole:.3f}", f"{whole / base:.2f}", f"{middle('cutting', count):.3f}")  # fmt: skip
     if asked.only in (None, "batch"):
         found = each(*(("timed", 600_000, batch) for batch in BATCHES))
         heading("Time of an epoch against the batch size: 600,000 examples, 16 numbers, MLP 16-64-2")
