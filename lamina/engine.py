@@ -14,22 +14,27 @@ Nothing here knows what is learned: pictures, tokens and games come as batches a
 
 from __future__ import annotations
 
+import gc
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lamina import devices, losses
-from lamina.batches import Batch, keeping_generators, walkable
-from lamina.errors import DataError, Diverged, UsageError, rows
+from lamina import devices, divergence, losses, pieces
+from lamina.batches import Batch, walkable
+from lamina.errors import DataError, Diverged, UsageError
 from lamina.lanes import Lane
-from lamina.state import TrainState
+from lamina.state import TrainState, all_generators, set_all_generators
 
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, Any]]  # -> 0-d loss, count of its mean (None: a sum)
+
+_LOOK = 32  # steps on a GPU after which the host asks whether some were left out
+_LEAST_SCALE = 2.0**-10  # of a loss in fp16, which begins at 2^16 and is halved where a gradient overflows
 
 
 class Progress:
@@ -42,6 +47,9 @@ class Progress:
         self.batch = 0  # within the epoch, counted from 0
         self.epoch_end = False
         self.scores: dict[str, float] = {}  # filled by the caller, after validation
+        self.incident: dict[
+            str, Any
+        ] = {}  # of this step: `skipped`, the error that would have been raised; `most`, `words`
         self._batch: Batch | None = None
         self._loss: Tensor | None = None
         self._began = time.monotonic()
@@ -119,6 +127,7 @@ def learn(
     accumulate: int = 1,
     precision: str = "fp32",
     ema: Any = None,
+    skips: int = 0,
     compile: str = "auto",
     strict: bool = False,
     state: TrainState | None = None,
@@ -143,8 +152,13 @@ def learn(
     The net is put into training mode if it is not; submodules of a net in training mode stay as you set them (a frozen
     BatchNorm). After your loop body called `net.eval()`, every module goes back to the mode it had.
 
-    A loss that is NaN or infinite raises `Diverged`, naming layer and examples: on the CPU before it reaches the
-    weights, elsewhere at the end of the epoch, since looking at every loss would wait for the device.
+    A loss or a gradient that is NaN or infinite never reaches the weights. It raises `Diverged`, naming layer and
+    examples; with `skips` only where more steps than that in a row are so, and until then the step is left out, its
+    batch is used up, and `progress.incident["skipped"]` is that error. On a GPU the optimiser's fused kernel leaves the
+    step out, and the host hears of it within 32 steps; other optimisers wait for the GPU in each step.
+
+    Where a batch does not fit into memory the step is made again in halves, with the same random numbers and the same
+    gradients but for roundings, as are all that follow; a `RuntimeWarning` says so, and `progress.incident`.
     """
     if objective is None:
         if loss is None:
@@ -197,12 +211,20 @@ def learn(
                     compile=compile, strict=strict)  # fmt: skip
     if accumulate == 1 and scaler is None and hasattr(batches, "reuse"):
         batches.reuse = True
+    before = _Before(net, device)
+    looked_at = scaler is None
+    masked = looked_at and not on_cpu and all(group.get("fused") for group in optimizer.param_groups)
+    looked_at = looked_at and not masked
+    kernel: Any = optimizer
+    if masked:
+        state.skipped, state.in_row = (torch.as_tensor(float(n), device=device) for n in (state.skipped, state.in_row))
+        worst = torch.zeros((), device=device)
 
     try:
         while (epochs is None or state.epoch < epochs) and (steps is None or state.step < steps):
             if state.batch == 0:
                 state.loss_sum, state.loss_count = torch.zeros((), device=device), 0
-            epoch, before = state.epoch, state.step
+            epoch, began = state.epoch, state.step
             for window, last in _windows(batches.epoch(state.epoch, state.batch), accumulate, exact, state.batch):
                 # The rate of this step.
                 if schedule is not None:
@@ -211,37 +233,62 @@ def learn(
                         group["lr"] = group["initial_lr"] * factor
 
                 # Forward and backward.
-                batch = window[-1]
-                if len(window) == 1 and scaler is None:
-                    value, whole, count = lane.gradients(batch)
-                    if on_cpu and not math.isfinite(whole.item()):
-                        raise _diverged(net, objective, batch.ready(), whole, state, optimizer)
-                    _add_up(state, value, count, batch.count)
-                else:
-                    whole = _accumulated(window, net, objective, penalty, autocast, scaler, state, lane, on_cpu)
+                before.keep()
+                most = state.most
+                step, parts = _made_in_pieces(window, lane, scaler, state, before)
+                progress.incident = {} if state.most == most else _in_pieces(state.most, window, net)
+
+                # What is not finite goes no further. A kernel on a GPU is told so there, since asking would wait for it.
+                found = divergence.found(step.whole, lane.given()) if masked else None
+                if step.bad is not None or (looked_at and not divergence.finite(step.whole, lane.given())):
+                    state.skipped, state.in_row = state.skipped + 1, state.in_row + 1
+                    error = _diverged(step, parts, lane, before, state)
+                    if state.in_row > skips:
+                        raise error
+                    progress.incident["skipped"] = error
+                    before.put_back()
+                    lane.forget()
 
                 # Clip and update.
-                if scaler is not None and (clip_norm or clip_value):
-                    scaler.unscale_(optimizer)
-                lane.clip(clip_value, clip_norm)
-                if scaler is None:
-                    lane.update()
                 else:
-                    scaler.step(optimizer)
-                    scaler.update()
-                if ema is not None:
-                    ema.update_parameters(net)
+                    _add_up(state, step, found)
+                    if scaler is not None and (clip_norm or clip_value):
+                        scaler.unscale_(optimizer)
+                    lane.clip(clip_value, clip_norm)
+                    if scaler is not None:
+                        scaler.step(optimizer)
+                        scaler.update()
+                    elif found is not None:
+                        kernel.grad_scale, kernel.found_inf = None, found
+                        lane.update()
+                        before.put_back(found)
+                        state.skipped, state.in_row = state.skipped + found, (state.in_row + found) * found
+                        worst = torch.maximum(worst, state.in_row)
+                    else:
+                        lane.update()
+                        state.in_row = 0
+                    if ema is not None:
+                        ema.update_parameters(net)
+                if found is not None and (last or state.step % _LOOK == 0) and float(worst):
+                    error = _diverged(step, parts, lane, before, state)
+                    if float(worst) > skips:
+                        raise error
+                    progress.incident["skipped"], worst = error, torch.zeros_like(worst)
 
                 # The cursor points to the next batch before anybody can look, so that saving here is exact.
                 progress.epoch, progress.batch, progress.epoch_end = state.epoch, state.batch + len(window) - 1, last
-                progress._batch, progress._loss = batch, whole
+                progress._batch, progress._loss = window[-1], step.whole
+                state.examples += sum(batch.count for batch in window)
                 state.step += 1
                 state.batch += len(window)
                 if last:
                     state.epoch, state.batch = state.epoch + 1, 0
                     progress.scores = {}
-                    if not on_cpu and not math.isfinite(progress.mean_loss):
-                        raise _diverged(net, objective, batch.ready(), whole, state, optimizer)
+                    if scaler is not None and scaler.get_scale() < _LEAST_SCALE:
+                        raise Diverged(
+                            f"Gradients in fp16 overflow whatever their scale, which has come down to {scaler.get_scale():g}.",
+                            fix="precision bf16 or fp32, a lower learning rate",
+                        )
                 state.seconds = progress.seconds
                 modes = state.modes = [module.training for module in modules]
                 yield progress
@@ -251,36 +298,112 @@ def learn(
                 if steps is not None and state.step >= steps:
                     return
             if state.epoch == epoch:  # the epoch was shorter than its len()
-                if state.step == before and state.batch == 0:
+                if state.step == began and state.batch == 0:
                     raise DataError(
                         f"Epoch {epoch + 1} gave no batch.", expected="batches that can be walked once an epoch"
                     )
                 state.epoch, state.batch = epoch + 1, 0
     finally:
         lane.close()
+        if masked:
+            del kernel.grad_scale, kernel.found_inf
 
 
-def _add_up(state: TrainState, value: Tensor, count: Any, examples: int) -> None:
-    """The epoch's loss so far, on the device: nobody waits for it."""
-    assert state.loss_sum is not None
-    if isinstance(count, Tensor):
-        state.loss_sum.add_(value.float() * count)
-    else:
-        state.loss_sum.add_(value.float(), alpha=1 if count is None else count)
-    state.loss_count += examples if count is None else count
-    state.examples += examples
+class _Before:
+    """What making a step changes before it is applied, as it was: buffers (running means) and torch's generators.
+
+    A buffer of more than a million numbers is a table rather than a mean, and is not kept. Nor are python's and numpy's
+    generators, from which a `forward` should not draw.
+    """
+
+    def __init__(self, net: nn.Module, device: torch.device):
+        self._buffers = [buffer for buffer in net.buffers() if buffer.numel() <= 1 << 20]
+        self._values = [buffer.detach().clone() for buffer in self._buffers]
+        self._device = device if device.type == "cuda" else None
+
+    def keep(self) -> None:
+        self._generator = torch.get_rng_state()
+        if self._device is not None:
+            self._on_device = torch.cuda.get_rng_state(self._device)
+        if self._buffers:
+            torch._foreach_copy_(self._values, self._buffers)
+
+    def rewind(self) -> None:
+        """The generators as they were: what is made again draws the same numbers."""
+        torch.set_rng_state(self._generator)
+        if self._device is not None:
+            torch.cuda.set_rng_state(self._on_device, self._device)
+
+    def put_back(self, where: Tensor | None = None) -> None:
+        """The buffers as they were; with `where`, a number on the device, only if that is not 0."""
+        with torch.no_grad():
+            for buffer, value in zip(self._buffers, self._values, strict=True):
+                buffer.copy_(value if where is None else torch.where(where > 0, value, buffer))
 
 
-def _accumulated(
-    window: list[Batch], net: nn.Module, objective: Objective, penalty: Any, autocast: Any, scaler: Any,
-    state: TrainState, lane: Lane, on_cpu: bool,
-) -> Tensor:  # fmt: skip
-    """The gradients of several micro-batches together, weighted by what their means are taken over; gives the loss."""
+@dataclass
+class _Step:
+    """A step that is made and not yet applied: its gradients are in the parameters."""
+
+    whole: Tensor  # the loss, penalties included
+    parts: list[tuple[Tensor, Any, int]]  # of each micro-batch: the loss, what its mean is over, examples
+    bad: Batch | None = None  # the micro-batch whose loss is not finite: there are no gradients then
+
+
+def _made(window: list[Batch], lane: Lane, scaler: Any) -> _Step:
+    """Forward and backward."""
+    if len(window) > 1 or scaler is not None:
+        return _accumulated(window, lane, scaler)
+    value, whole, count = lane.gradients(window[0])
+    return _Step(whole, [(value, count, window[0].count)], window[0] if _wrong(whole) else None)
+
+
+def _wrong(loss: Tensor) -> bool:
+    """Whether a loss is seen to be NaN or infinite; elsewhere than on the CPU, looking would wait."""
+    return loss.device.type == "cpu" and not math.isfinite(loss.item())
+
+
+def _made_in_pieces(
+    window: list[Batch], lane: Lane, scaler: Any, state: TrainState, before: _Before
+) -> tuple[_Step, list[Batch]]:
+    """Forward and backward of so many examples at a time as memory has room for; and those pieces."""
+    while True:
+        parts = pieces.cut(window, state.most)
+        try:
+            return _made(parts, lane, scaler), parts
+        except Exception as error:
+            most = pieces.smaller(parts) if pieces.out_of_memory(error) else None
+            if most is None:
+                raise
+            state.most = most
+        gc.collect()  # what the error held is free now
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        lane.forget()
+        before.rewind()
+        before.put_back()
+
+
+def _in_pieces(most: int | None, window: list[Batch], net: nn.Module) -> dict[str, Any]:
+    """What is said of a batch that did not fit into memory."""
+    words = (
+        f"{window[-1].count} examples do not fit into memory: from here {most} at a time, whose gradients are added up"
+    )
+    if norms := pieces.differs(net):
+        words += f"; the means that {', '.join(norms[:3])} takes are over {most} examples now, so the result is another"
+    warnings.warn(words, RuntimeWarning, stacklevel=3)
+    return {"most": most, "words": words}
+
+
+def _accumulated(window: list[Batch], lane: Lane, scaler: Any) -> _Step:
+    """The gradients of several micro-batches together, weighted by what their means are taken over."""
     lane.forget()
+    net, objective, penalty, autocast = lane.net, lane.objective, lane.penalty, lane.autocast
     several, scale = len(window) > 1, window[0].count  # any scale will do; this one keeps gradients in range
-    whole: Any = 0  # the loss of the step
+    step = _Step(0, [])  # type: ignore[arg-type]
     total: Any = 0
-    for batch in (part.ready() for part in window):
+    for part in window:
+        batch = part.ready()
         with autocast:
             value, count = objective(net, batch)
             full = value + penalty(net) if penalty is not None and not several else value
@@ -290,14 +413,15 @@ def _accumulated(
                 value = torch.where(count > 0, value, 0.0)
             full = value * count / scale
             total = total + count
-        if on_cpu and not math.isfinite(full.item()):
-            raise _diverged(net, objective, batch, full, state, state.optimizer)
+        step.whole = step.whole + full.detach()
+        step.parts.append((value.detach(), count, batch.count))
+        if _wrong(full):
+            step.bad = part
+            return step
         (scaler.scale(full) if scaler is not None else full).backward()
-        whole = whole + full.detach()
-        _add_up(state, value.detach(), count, batch.count)
     if several and count is not None:
         total = torch.where(total > 0, total, 1) if isinstance(total, Tensor) else total
-        whole = whole * scale / total
+        step.whole = step.whole * scale / total
         for parameter in lane.parameters:  # those of a loss that learns are among them
             if parameter.grad is not None:
                 parameter.grad.mul_(scale).div_(total)
@@ -305,8 +429,47 @@ def _accumulated(
         with autocast:
             full = penalty(net)
         (scaler.scale(full) if scaler is not None else full).backward()
-        whole = whole + full.detach()
-    return whole  # type: ignore[no-any-return]
+        step.whole = step.whole + full.detach()
+    return step
+
+
+def _add_up(state: TrainState, step: _Step, found: Tensor | None) -> None:
+    """The epoch's loss so far, on the device: nobody waits for it. found: 1 there, where the step is not applied."""
+    assert state.loss_sum is not None
+    for value, count, examples in step.parts:
+        over: Any = examples if count is None else count
+        weight: Any = 1 if count is None else count
+        if found is not None:
+            value, over, weight = torch.where(found > 0, 0.0, value), over * (1 - found), weight * (1 - found)
+        if isinstance(weight, Tensor):
+            state.loss_sum.add_(value.float() * weight)
+        else:
+            state.loss_sum.add_(value.float(), alpha=weight)
+        state.loss_count += over
+
+
+def _diverged(step: _Step, parts: list[Batch], lane: Lane, before: _Before, state: TrainState) -> Diverged:
+    """The step once more, slowly, with the random numbers it had: where do numbers stop being finite?"""
+    after = all_generators()
+    for batch in parts if step.bad is None else [step.bad]:
+        before.rewind()
+        before.put_back()
+        cause = divergence.explain(
+            lane.net, lane.objective, batch.ready(), penalty=lane.penalty, autocast=lane.autocast,
+            counted=getattr(state.batches, "indices_are", ""),
+        )  # fmt: skip
+        if cause.found:
+            break
+    set_all_generators(after)
+    loss, place = float(step.whole), f"of step {state.step + 1} (epoch {state.epoch + 1})"
+    what = f"A gradient {place} is not finite" if math.isfinite(loss) else f"The loss {place} is {loss:g}"
+    rate = float(state.optimizer.param_groups[0]["lr"])
+    error = Diverged(
+        f"{what}; the step was not applied: {cause.words}.",
+        fix=f"lower the learning rate (now {rate:g}) or clip gradients (--clip-norm 1); look at the examples named",
+    )
+    error.step, error.layer, error.rows = state.step + 1, cause.layer, cause.rows
+    return error
 
 
 def _length(batches: Any) -> int | None:
@@ -347,100 +510,3 @@ def _windows(
         ahead.append(batch)
     if ahead:
         yield ahead, True
-
-
-def _diverged(
-    net: nn.Module, objective: Objective, batch: Batch, loss: Tensor, state: TrainState, optimizer: Any
-) -> Diverged:
-    """The step again, slowly: where do values stop being finite, and for which examples?"""
-    weights = [name for name, value in net.named_parameters() if not torch.isfinite(value).all()]
-    if weights:
-        cause = f"the weights of {', '.join(weights[:3])} are not finite since the step before"
-    else:
-        counted = getattr(state.batches, "indices_are", "")
-        with keeping_generators(), torch.no_grad():
-            cause = _bad_data(batch) or _bad_layer(net, objective, batch) or _bad_loss(net, objective, batch)
-        if counted and ", for row" in cause:
-            cause += f" ({counted})"
-    rate = optimizer.param_groups[0]["lr"]
-    return Diverged(
-        f"The loss of step {state.step + 1} (epoch {state.epoch + 1}) is {float(loss.detach()):g}; the step was not "
-        f"applied: {cause}.",
-        fix=f"lower the learning rate (now {rate:g}) or clip gradients (--clip-norm 1); look at the examples named",
-    )
-
-
-def _floats(values: Any) -> list[Tensor]:
-    """The floating point tensors in what a module was given or gave."""
-    if isinstance(values, Tensor):
-        return [values] if values.is_floating_point() else []
-    if isinstance(values, dict):
-        values = list(values.values())
-    return [value for part in values for value in _floats(part)] if isinstance(values, (tuple, list)) else []
-
-
-def _bad_rows(values: Tensor, batch: Batch) -> str:
-    """', for rows 3, 17' where some examples' values are not finite and others' are."""
-    wrong = ~torch.isfinite(values.reshape(len(values), -1)).all(1) if values.ndim else torch.tensor([True])
-    some = len(wrong) == len(batch.indices) and not wrong.all()
-    return f", for {rows(batch.indices[wrong].tolist())}" if some else ""
-
-
-def _bad_data(batch: Batch) -> str:
-    for what, values in (("inputs", batch.inputs), ("answers", batch.truth)):
-        for column in _floats(values):
-            if not torch.isfinite(column).all():
-                return f"the {what} of the batch are not finite{_bad_rows(column, batch)}"
-    return ""
-
-
-def _bad_layer(net: nn.Module, objective: Objective, batch: Batch) -> str:
-    """The first module whose output is not finite. Modules report before the modules they are part of."""
-    found: list[str] = []
-
-    def look(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            wrong = [values for values in _floats(output) if not torch.isfinite(values).all()]
-            if found or not wrong:
-                return
-            title = f"{name!r} ({type(module).__name__})" if name else type(module).__name__
-            if any(not torch.isfinite(values).all() for values in _floats(inputs)):
-                where = f"before layer {title}, which is given such values by the forward() around it"
-            elif next(module.children(), None) is None:
-                where = f"in layer {title}"
-            else:
-                where = f"in the forward() of {title}, not in its layers"
-            found.append(f"values stop being finite {where}{_bad_rows(wrong[0], batch)}")
-
-        return hook
-
-    handles = [module.register_forward_hook(look(name)) for name, module in net.named_modules()]
-    try:
-        objective(net, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else ""
-
-
-def _bad_loss(net: nn.Module, objective: Objective, batch: Batch) -> str:
-    """Every layer's output is finite: which examples, one by one, have no finite loss?"""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()  # one example has no batch statistics
-    wrong = torch.zeros(len(batch.indices), dtype=torch.bool)
-    try:
-        for k in range(len(wrong)):
-            own = slice(k, k + 1)
-            truth = batch.truth[own] if isinstance(batch.truth, Tensor) else batch.truth
-            one = replace(
-                batch, inputs=tuple(x[own] for x in batch.inputs), truth=truth, indices=batch.indices[own], count=1
-            )
-            wrong[k] = not math.isfinite(float(objective(net, one)[0]))
-    except Exception:  # this objective cannot do with one example, so it is not said which it is
-        wrong[:] = False
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    some = 0 < wrong.sum() < len(wrong)
-    whose = f", for {rows(batch.indices.cpu()[wrong].tolist())}" if some else ""
-    return f"every layer's output is finite, so it is the loss itself{whose}"

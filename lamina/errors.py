@@ -16,7 +16,7 @@ prints it without a traceback, Python shows it as any exception. Anything else t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class LaminaError(Exception):
@@ -48,6 +48,9 @@ class RunError(LaminaError):
 
 class Diverged(LaminaError, ArithmeticError):
     exit_code = 5
+    step = 0  # counted from 1: the step that was not applied
+    layer = ""  # the first whose output or gradient is not finite, where one is to blame
+    rows: Sequence[int] = ()  # the examples, where only some of the batch are at fault
 
 
 class ResourceError(LaminaError, OSError):

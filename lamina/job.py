@@ -32,6 +32,7 @@ from lamina import (
     names,
     optimizers,
     penalties,
+    pieces,
     schedules,
     trial,
 )
@@ -258,7 +259,7 @@ def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.d
         try:
             output = loaded.domain.outputs(net, batch)
         except Exception as error:
-            if out_of_memory(error):
+            if pieces.out_of_memory(error):
                 raise
             raise UsageError(
                 f"Your net raised {type(error).__name__} on a batch of {shapes}: {error}",
@@ -289,18 +290,13 @@ def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.d
             )
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Torch has a class of its own for a GPU's memory, and none for the machine's."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-
-
 @contextmanager
 def memory_in_words() -> Iterator[None]:
     """Memory that is used up as a ResourceError that says what to do."""
     try:
         yield
     except Exception as error:
-        if not out_of_memory(error):
+        if not pieces.out_of_memory(error):
             raise
         raise ResourceError(
             f"The memory is used up: {(str(error).splitlines() or ['no more can be had'])[0]}",
@@ -371,7 +367,7 @@ def objective(job: Job) -> engine.Objective:
         try:
             return domain.loss(net, batch, target, loss)
         except Exception as error:
-            if isinstance(error, LaminaError) or out_of_memory(error):
+            if isinstance(error, LaminaError) or pieces.out_of_memory(error):
                 raise
             shapes = " and ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in batch.inputs)
             raise UsageError(

@@ -181,6 +181,12 @@ class Lane:
         if clip_norm:
             nn.utils.clip_grad_norm_(self.parameters, clip_norm)
 
+    def given(self) -> list[Tensor]:
+        """The gradients of the step: one tensor, where they lie flat."""
+        if self.flat is not None and self._joined:
+            return [self.flat.gradient]
+        return [p.grad for p in self.parameters if p.grad is not None]
+
     def forget(self) -> None:
         """No parameter holds a gradient: the next ones are added up from nothing."""
         self._look_round()

@@ -271,12 +271,12 @@ def _calls(operations: list[Operation]) -> list[_Call]:
         constant = not seeded and (not operation.tensors() or operation.function in _CONSTANTS)
         if not operation.function._schema.is_mutable and not operation.made:
             continue  # a view
-        if operation.function in _EMPTY or not constant or written.intersection(operation.made):
+        if operation.function in EMPTY or not constant or written.intersection(operation.made):
             calls.append(_call(operation))
     return calls
 
 
-_EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default,
+EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default,
           aten.new_empty_strided.default}  # fmt: skip
 _CONSTANTS = {aten.lift_fresh.default, aten.ones_like.default, aten.zeros_like.default, aten.full_like.default,
               aten.new_zeros.default, aten.new_ones.default, aten.new_full.default}  # fmt: skip
@@ -287,7 +287,7 @@ _WRITING = {aten.native_batch_norm.default}  # to its running means, though its 
 def _call(operation: Operation) -> _Call:
     function, arguments, keywords = operation.function, operation.arguments, operation.keywords
     into: Callable[..., Any] | None = None
-    if function in _EMPTY:
+    if function in EMPTY:
         into, arguments, keywords = _nothing, (), {}
     elif function in _COPIES:
         into, arguments, keywords = _copy, (operation.results[0], arguments[0]), {}

@@ -656,15 +656,69 @@ def test_a_loss_that_is_never_finite_names_no_example():
     assert "so it is the loss itself." in error.what
 
 
-def test_weights_that_are_not_finite_are_named_as_the_cause():
-    """A finite loss with an infinite gradient: the step before went wrong."""
+def root(output, truth):
+    return output.sum().mul(0).sqrt() + output.square().mean()  # d sqrt(u) = 1 / 0
 
-    def root(output, truth):
-        return output.sum().mul(0).sqrt() + output.square().mean()  # d sqrt(u) = 1 / 0
+
+def test_an_infinite_gradient_of_a_finite_loss_is_seen_before_the_weights_meet_it():
+    error = diverge(nn.Linear(6, 3), PARTS, root)
+    assert "A gradient of step 1" in error.what and "of the loss, not of a layer (SqrtBackward0)" in error.what
+
+
+def test_the_layer_whose_backward_pass_is_not_finite_is_named():
+    class Root(nn.Module):
+        def forward(self, x):
+            return x.mul(0).sqrt()
+
+    net = nn.ModuleDict({"a": nn.Linear(6, 5), "root": Root(), "b": nn.Linear(5, 3)})
+    net.forward = lambda x: net["b"](net["root"](net["a"](x)))
+    error = diverge(net, PARTS)
+    assert "in the backward pass of layer 'root' (Root)" in error.what and error.layer == "'root' (Root)"
+
+
+def test_weights_that_are_not_finite_are_named_as_the_cause():
+    net = nn.Linear(6, 3)
+    learning = lamina.learn(net, PARTS, F.cross_entropy, sgd(net))
+    next(learning)
+    net.weight.data.fill_(float("nan")), net.bias.data.fill_(float("inf"))
+    with pytest.raises(Diverged, match="the weights of weight, bias are not finite since the step before"):
+        next(learning)
+
+
+def test_gradients_that_are_large_but_finite_go_on():
+    """Their sum overflows, they do not."""
+
+    def steep(output, truth):
+        return (output.sum() - output.sum().detach()) * 3e37
 
     net = nn.Linear(6, 3)
-    with pytest.raises(Diverged, match="the weights of weight, bias are not finite since the step before"):
-        run(lamina.learn(net, PARTS, root, sgd(net)))
+    last = run(lamina.learn(net, PARTS[:6], steep, torch.optim.SGD(net.parameters(), lr=1e-38)))
+    assert last.step == 6 and not torch.isfinite(net.bias.grad.sum()) and torch.isfinite(net.weight).all()
+
+
+def test_steps_that_are_left_out_leave_weights_and_running_means_as_they_were():
+    """What is left is the training without those batches."""
+    parts = [*PARTS[:2], (torch.full((8, 6), float("nan")), Y[:8]), *PARTS[2:5]]
+    with_them, without = Net(), Net()
+    said = [p.incident for p in lamina.learn(with_them, parts, F.cross_entropy, sgd(with_them), skips=1)]
+    rows = [bool(incident) for incident in said]
+    assert rows == [False, False, True, False, False, False] and "inputs of the batch" in said[2]["skipped"].what
+    generator = torch.get_rng_state()
+    torch.manual_seed(0)
+    with_them, without = Net(), Net()
+    with_them.drop.p = without.drop.p = 0.0
+    run(lamina.learn(with_them, parts, F.cross_entropy, sgd(with_them), skips=1))
+    run(lamina.learn(without, [*PARTS[:5]], F.cross_entropy, sgd(without)))
+    torch.set_rng_state(generator)
+    assert_same_bits(with_them, without)
+
+
+def test_more_steps_in_a_row_than_may_be_left_out_stop():
+    bad = (torch.full((8, 6), float("nan")), Y[:8])
+    net = Net()
+    learning = lamina.learn(net, [bad, PARTS[0], bad, bad, bad], F.cross_entropy, sgd(net), skips=2)
+    with pytest.raises(Diverged, match="step 5"):
+        run(learning)
 
 
 def test_places_of_a_loaders_examples_are_said_to_be_places():

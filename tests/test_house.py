@@ -29,12 +29,13 @@ def test_there_are_sources():
 ORDER = [
     "errors names recipe files imports keyed mapped signals writer",
     "sources splits checks batches inference mixing augment nets weights losses optimizers schedules penalties devices "
-    "activations initialisers machine masks quicker",
+    "activations initialisers machine masks quicker pieces",
     "targets",
     "domains evaluate",
     "data state history",
     "run",
-    "purity tape rewrites graphs flat lanes trial engine watchers baselines explain report bundle export serve",
+    "purity tape tracing divergence rewrites graphs flat lanes trial engine watchers recovery determinism "
+    "baselines explain report bundle export serve",
     "finder",
     "job asking",
     "results",

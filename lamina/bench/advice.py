@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from lamina import devices
-from lamina import job as jobs
+from lamina import devices, pieces
 from lamina.bench.clock import threads
 from lamina.bench.step import Pace, changed, in_memory, pace
 from lamina.errors import LaminaError
@@ -58,7 +57,7 @@ def trials(job: Job, now: Pace, parts: dict[str, float], count: int, most: int, 
                     again = pace(job, each).examples
                 then = min(then, _tried(job, candidate, count, each).examples / again)
         except (LaminaError, RuntimeError, ValueError, TypeError) as error:
-            if jobs.out_of_memory(error):
+            if pieces.out_of_memory(error):
                 error = RuntimeError("the memory is used up")
             found.append(Trial(candidate.option, candidate.words, None, str(error).splitlines()[0]))
         else:
