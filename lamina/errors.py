@@ -80,3 +80,12 @@ def rows(indices: Iterable[int], most: int = 5) -> str:
     shown = ", ".join(str(int(index)) for index in indices[:most])
     more = f" and {len(indices) - most} more" if len(indices) > most else ""
     return f"row{'s' if len(indices) != 1 else ''} {shown}{more}"
+
+
+_UNSEEN_AND_FINE = "\n\t\u00a0\u200c\u200d\u3000"  # wide spaces; what joins letters and emoji
+
+
+def printable(text: str) -> str:
+    """Text from a file as a screen or a page may show it: other characters that are not seen, such as the control codes
+    that a terminal obeys and the marks that turn the direction of writing, become \ufffd."""
+    return "".join(c if c.isprintable() or c in _UNSEEN_AND_FINE else "\ufffd" for c in text)

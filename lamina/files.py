@@ -30,6 +30,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from lamina import documents
 from lamina.errors import LaminaError, ResourceError, RunError, UsageError
 
 MANIFEST = "manifest.json"
@@ -317,7 +318,7 @@ def manifest(path: str | Path) -> dict[str, Any]:
     if not text.endswith(b"\n") or hashlib.sha256(text[:-1]).hexdigest().encode() != first:
         raise RunError(f"{place} is damaged: it does not match its own SHA-256.")
     try:
-        found = json.loads(text)
+        found = documents.parse(text, place)
         version = found["schema"]
         listed = version != SCHEMA or all(
             Path(name).name == name and {"bytes", "sha256"} <= facts.keys() for name, facts in found["files"].items()

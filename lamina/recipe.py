@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lamina.errors import UsageError, near
 
 Choose = Callable[..., None]
+MOST_BYTES = 32 << 10  # of a recipe's file: those of runs have some 5,000
 Origin = tuple[str, str]  # ("yours" | "default" | "inferred", reason)
 
 
@@ -97,6 +98,9 @@ class Recipe(BaseModel):
     cache: bool | None = Field(
         None, description="Your Dataset gives the same item every time: keep what the first epoch read."
     )
+    set_aside: float | None = Field(
+        None, ge=0, lt=1, description="Share of a Dataset's examples that may be unusable: they are set aside."
+    )
     memory: str | None = Field(None, description="Columns that together take more than this stay on disk: 4GiB.")
     # net
     net: str | None = Field(None, description="A net by name (mlp, convnet), or your own: FILE.py:CLASS.")
@@ -135,6 +139,9 @@ class Recipe(BaseModel):
     )
     compile: Literal["auto", "on", "off"] | None = Field(
         None, description="Run the step without autograd's overhead: where it pays, always, never."
+    )
+    on_divergence: Literal["recover", "stop"] | None = Field(
+        None, description="Loss or gradients that are not finite: skip the step, go back, lower the rate; or stop."
     )
     threads: int | None = Field(None, ge=1, description="Threads of the arithmetic on the CPU; else measured.")
     strict: bool | None = Field(None, description="Nothing that is not exact: the arithmetic of the plain loop.")
@@ -291,11 +298,17 @@ def read(path: str | Path) -> dict[str, Any]:
 
     path = Path(path)
     try:
-        table = tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"{path.stat().st_size:,} bytes; a recipe has at most {MOST_BYTES:,}")
+        written = path.read_text(encoding="utf-8")
+        bare = re.sub(r"\"[^\"\n]*\"|'[^'\n]*'|#.*", "text", written)
+        if re.search(r"\.[ \t]*[\w-]+[ \t]*\.[ \t]*[\w-]+[ \t]*\.", bare):  # tomlkit takes minutes for many
+            raise ValueError("a name of four parts, a.b.c.d; the settings of a recipe have two at most")
+        table = tomlkit.parse(written).unwrap()
     except FileNotFoundError:
         beside = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
         raise UsageError(f"There is no recipe {str(path)!r}: {near(path.name, beside)}") from None
-    except (TOMLKitError, UnicodeDecodeError) as error:
+    except (TOMLKitError, ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8
         raise UsageError(f"{path} is not TOML: {error}") from None
     return {
         name: _swap(entry, "none", None) if name in MAPPINGS else entry for name, entry in table.items() if entry != ""
@@ -379,8 +392,10 @@ def resolve(
     choose("accumulate", 1)
     choose("precision", "auto")
     choose("compile", "auto")
+    choose("on_divergence", "recover")
     choose("strict", False)
     choose("cache", False)
+    choose("set_aside", 0.001)
     choose("init", "pytorch")
     choose("clip_value", 0.0)
     choose("mixup", 0.0)

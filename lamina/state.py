@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lamina import files
+from lamina import documents, files
 from lamina.batches import generators, set_generators
 from lamina.errors import Diverged, LaminaError, RunError
 from lamina.weights import load_exactly, pieces
@@ -248,7 +248,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str,
 
     manifest, data = files.verify(path)
     try:
-        tree = unpack(from_bytes(data["state.safetensors"]), json.loads(data["state.json"]))
+        tree = unpack(from_bytes(data["state.safetensors"]), documents.parse(data["state.json"], f"{path}/state.json"))
         return from_bytes(data["weights.safetensors"]), tree, manifest
     except KeyError as error:
         raise RunError(f"{path} lacks {error}.", expected="a checkpoint as Lamina writes it") from error

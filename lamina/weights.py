@@ -1,7 +1,7 @@
 """Weights in files that anybody can read: PyTorch's own format, and safetensors.
 
 In: a net and a path. Out: its state dict in a file (`.pth`, `.pt`: PyTorch's format; `.safetensors`), or the net with the
-weights of such a file. Files are read as weights only: nothing in them is ever executed.
+weights of such a file. What others wrote is read by `foreign`: nothing in a file is ever executed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lamina import files
+from lamina import files, foreign
 from lamina.errors import RunError, UsageError, near
 
 FORMATS = (".safetensors", ".pth", ".pt")
+READ = (*FORMATS, ".ckpt", ".bin")  # what others call the files of torch.save
+WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 
 
-def _format(path: Path) -> str:
-    if path.suffix not in FORMATS:
-        raise UsageError(f"{path.name!r} ends in {path.suffix!r}.", expected=f"a file ending in {', '.join(FORMATS)}")
+def _format(path: Path, known: tuple[str, ...] = FORMATS) -> str:
+    if path.suffix not in known:
+        raise UsageError(f"{path.name!r} ends in {path.suffix!r}.", expected=f"a file ending in {', '.join(known)}")
     return path.suffix
 
 
@@ -92,40 +94,44 @@ def save_weights(net: nn.Module, path: str | Path) -> None:
     files.write(path, buffer.getvalue())
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file, on the CPU; also that under "state_dict" or "model", as many checkpoints have it."""
+def find(path: str | Path) -> foreign.Found:
+    """What is in a file of weights: tensors by name, and what else."""
     path = Path(path)
     if not path.is_file():
-        beside = [p.name for p in path.parent.iterdir() if p.suffix in FORMATS] if path.parent.is_dir() else []
+        beside = [p.name for p in path.parent.iterdir() if p.suffix in READ] if path.parent.is_dir() else []
         raise UsageError(f"There is no file {str(path)!r}: {near(path.name, beside)}")
-    if _format(path) == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        try:
-            return load(path.read_bytes())
-        except SafetensorError as error:
-            raise RunError(f"{path} is not a sound safetensors file: {error}") from error
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a foreign file does to the reader, it is unreadable
-        why = str(error).strip() or type(error).__name__
-        raise RunError(
-            f"{path} could not be read as weights: {why.splitlines()[0]}",
-            expected="a state dict: torch.save(net.state_dict(), path)",
-            fix="a whole pickled net cannot be opened safely: save its state_dict() where you trust the file",
-        ) from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if _format(path, READ) == ".safetensors":
+        return foreign.Found(foreign.read_safetensors(path), [], [], [])
+    found = foreign.read(path)
+    if not found.tensors:
         raise RunError(f"{path} holds no state dict.", expected="names and tensors: torch.save(net.state_dict(), path)")
-    return dict(found)
+    return found
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file, on the CPU; also that under "state_dict" or "model", as many checkpoints have it."""
+    found = find(path)
+    if found.other:
+        raise RunError(
+            f"{path} holds no state dict: {', '.join(map(repr, found.other[:4]))} in it is no tensor.",
+            expected="names and tensors: torch.save(net.state_dict(), path)",
+            fix=f"lamina import {path}",
+        )
+    return found.tensors
+
+
+def unwrapped(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """(weights, what was taken off every name): "module." of DataParallel, "_orig_mod." of torch.compile."""
+    taken = ""
+    while prefix := next((p for p in WRAPPERS if weights and all(name.startswith(p) for name in weights)), ""):
+        weights, taken = {name.removeprefix(prefix): value for name, value in weights.items()}, taken + prefix
+    return weights, taken
 
 
 def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
-    """Put the weights of a file into a net, strictly; gives the net back."""
-    load_exactly(net, read_weights(path))
+    """Put the weights of a file into a net, strictly; gives the net back. Names may be those of a wrapped net."""
+    weights = read_weights(path)
+    load_exactly(net, weights if weights.keys() == net.state_dict().keys() else unwrapped(weights)[0])
     return net
 
 

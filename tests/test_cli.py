@@ -347,7 +347,11 @@ def test_a_mistake_in_a_recipe_has_its_near_miss(main, place):
 
 
 def test_the_recipe_of_a_run_gives_the_same_run_again(own, place, tmp_path):
-    again = real("train", "--recipe", place / "runs" / "own" / "recipe.toml", "--name", "again", "-q", cwd=place)
+    words = ("train", "--recipe", place / "runs" / "own" / "recipe.toml", "--name", "again", "-q")
+    refused = real(*words, cwd=place)  # a recipe may be somebody else's, and so may the code that it names
+    assert refused.code == 2 and "has net = my.py:Net: code is run only when you name it." in refused.err
+    assert "fix: --net my.py:Net --loss my.py:my_loss" in refused.err
+    again = real(*words, "--net", "my.py:Net", "--loss", "my.py:my_loss", cwd=place)
     assert again.code == 0, again.err
     for name in ("weights.safetensors", "predictions.csv", "splits.csv"):
         assert (place / "runs" / "own" / name).read_bytes() == (place / "runs" / "again" / name).read_bytes(), name

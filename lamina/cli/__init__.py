@@ -10,11 +10,13 @@ from __future__ import annotations
 import errno
 import gc
 import importlib
+import keyword
 import os
 import sys
 import warnings
 from typing import Any
 
+from lamina.errors import printable
 from lamina.imports import loading
 
 VERBS = {
@@ -26,6 +28,7 @@ VERBS = {
     "check": "What is wrong with these data, before an hour is spent.",
     "checkpoints": "List the checkpoints of a run and verify them.",
     "report": "Write the report of a run again.",
+    "import": "Weights of others -> safetensors, running nothing.",
     "bench": "How fast this machine is, or a run, and what would help.",
 }
 
@@ -59,7 +62,7 @@ class Carried(Exception):
 def _say(*lines: str) -> None:
     """On stderr, if anybody is there: a closed terminal must not stop what is warned of."""
     try:
-        print(*lines, sep="\n", file=sys.stderr, flush=True)
+        print(*map(printable, lines), sep="\n", file=sys.stderr, flush=True)
     except OSError:
         _forget(sys.stderr)
 
@@ -120,4 +123,5 @@ def _print_error(error: Any) -> None:
 
 def verb(name: str) -> Any:
     """The function of a verb."""
-    return getattr(importlib.import_module(f"lamina.cli.{name}"), name)
+    word = f"{name}_" if keyword.iskeyword(name) else name
+    return getattr(importlib.import_module(f"lamina.cli.{word}"), word)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamina.cli.frame import Debug, OwnDomain, OwnNet, OwnTask, Quiet
+from lamina.cli.frame import Debug, OwnDomain, OwnNet, OwnTask, Quiet, say
 
 
 def bench(
@@ -51,7 +51,7 @@ def bench(
 
         typer.echo(dumps(found, indent=1))
     elif quiet:
-        typer.echo(line(found))
+        say(line(found))
     else:
         for text in lines(found):
-            typer.echo(text)
+            say(text)

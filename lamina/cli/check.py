@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamina.cli.frame import Debug
+from lamina.cli.frame import Debug, say
 from lamina.imports import loading
 
 
@@ -28,9 +28,9 @@ def check(
         ].name
     )
     findings = find(opened, task=task, split=None)  # type: ignore[arg-type]
-    typer.echo(f"{opened.name}: {opened.about or 'examples'}; task {task}")
+    say(f"{opened.name}: {opened.about or 'examples'}; task {task}")
     for found in findings:
-        typer.echo(f"{found.severity}: {found.what}" + (f" {found.fix}" if found.fix else ""))
+        say(f"{found.severity}: {found.what}" + (f" {found.fix}" if found.fix else ""))
     if not findings:
-        typer.echo("nothing to complain of")
+        say("nothing to complain of")
     return 3 if any(found.severity == "error" for found in findings) else 0

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamina.cli.frame import Debug
+from lamina.cli.frame import Debug, say
 from lamina.imports import loading
 
 
@@ -20,8 +20,8 @@ def compare(runs: Annotated[list[str], typer.Argument(help="Two run folders or m
         raise UsageError("One run was given.", expected="two runs or more: lamina compare RUN RUN")
     opened = [Run(folder) for folder in runs]
     for run in opened:
-        typer.echo(f"{run.folder}: {run.headline}")
+        say(f"{run.folder}: {run.headline}")
     for other in opened[1:]:
         truth, first, second, measure = shared_predictions(opened[0], other)
         found = evaluate.compare(truth, first, second, measure, seed=0)
-        typer.echo(f"A = {opened[0].folder}, B = {other.folder}: {found['words']}")
+        say(f"A = {opened[0].folder}, B = {other.folder}: {found['words']}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamina.cli.frame import Debug, Device, OwnDomain, OwnNet, OwnTask
+from lamina.cli.frame import Debug, Device, OwnDomain, OwnNet, OwnTask, say
 from lamina.imports import loading
 
 
@@ -30,8 +30,8 @@ def evaluate(
 
         typer.echo(dumps({"scores": found}, indent=1))
         return
-    typer.echo(f"{'score':<20}{'value':>10}   95 % interval           ({found[0]['split']}, n = {found[0]['n']:,})")
+    say(f"{'score':<20}{'value':>10}   95 % interval           ({found[0]['split']}, n = {found[0]['n']:,})")
     for entry in found:
         value = "-" if entry["value"] is None else f"{entry['value']:.4f}"
         between = "" if entry["low"] is None else f"{entry['low']:.4f} to {entry['high']:.4f}"
-        typer.echo(f"{entry['score']:<20}{value:>10}   {between}")
+        say(f"{entry['score']:<20}{value:>10}   {between}")

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from lamina.cli import VERBS, Carried, verb
+from lamina.errors import printable
 
 UsageMistake: type[Exception] = typer.BadParameter.__bases__[0]  # Click's UsageError, wherever Typer keeps its Click
 
@@ -26,6 +27,11 @@ OwnNet = Annotated[
 OwnDomain = Annotated[str | None, typer.Option("--domain", help="Your own domain's code: FILE.py:CLASS.")]
 OwnTask = Annotated[str | None, typer.Option("--task", help="Your own target's code: FILE.py:CLASS.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, mps or auto.")]
+
+
+def say(text: str) -> None:
+    """Lines on the screen, whatever a file's names or labels hold."""
+    typer.echo(printable(text))
 
 
 class Verbs(TyperGroup):

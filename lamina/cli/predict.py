@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from lamina.cli.frame import Debug, Device, OwnDomain, OwnNet, OwnTask
-from lamina.errors import DataError
+from lamina.cli.frame import Debug, Device, OwnDomain, OwnNet, OwnTask, say
+from lamina.errors import DataError, printable
 from lamina.imports import loading
 
 
@@ -60,7 +60,7 @@ def predict(
     as_json = jsonl or (out or "").endswith(".jsonl")
     text = (predictions_jsonl if as_json else predictions_csv)(opened.target, answers, ids)
     if out is None:
-        typer.echo(text, nl=False)
+        typer.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
     else:
         files.write(out, text)
-        typer.echo(f"{len(ids):,} predictions in {out}")
+        say(f"{len(ids):,} predictions in {out}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamina.cli.frame import Debug, OwnDomain, OwnNet, OwnTask
+from lamina.cli.frame import Debug, OwnDomain, OwnNet, OwnTask, say
 from lamina.imports import loading
 
 
@@ -23,4 +23,4 @@ def report(
 
     opened = load(run, net=net, domain=domain, task=task)
     writing.again(opened)
-    typer.echo(f"{opened.folder / 'report.html'}")
+    say(f"{opened.folder / 'report.html'}")

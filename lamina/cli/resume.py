@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamina.cli.frame import Debug, OwnDomain, OwnNet, OwnTask, Quiet
+from lamina.cli.frame import Debug, OwnDomain, OwnNet, OwnTask, Quiet, say
 from lamina.imports import loading
 
 
@@ -24,8 +24,8 @@ def resume(
         from lamina.run import facts
 
     if facts(run)["status"] == "done":
-        typer.echo(f"{run} is done: there is nothing to resume.")
+        say(f"{run} is done: there is nothing to resume.")
         return
     found = training.resume(run, net=net, loss=loss, domain=domain, task=task, quiet=quiet)
     if quiet:
-        typer.echo(f"{found.folder}\t{found.headline}")
+        say(f"{found.folder}\t{found.headline}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lamina.cli.frame import Debug, Quiet, mapping, with_recipe
+from lamina.cli.frame import Debug, Quiet, mapping, say, with_recipe
 from lamina.imports import loading
 from lamina.recipe import MAPPINGS
 
@@ -50,7 +50,7 @@ def _train(
         **settings,
     )
     if quiet:
-        typer.echo(f"{run.folder}\t{run.headline}")
+        say(f"{run.folder}\t{run.headline}")
 
 
 train = with_recipe(_train)
