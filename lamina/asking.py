@@ -121,13 +121,14 @@ def check_reading(settings: dict[str, Any], opened: sources_.Source, wanted: Rec
     idle = {}
     if isinstance(opened.train.inputs, tuple):
         why = "it is for a Dataset that makes its examples one by one, and these are columns, which are cut at once"
-        idle = dict.fromkeys(("workers", "cache"), why)
+        idle = dict.fromkeys(("workers", "cache", "set_aside"), why)
     else:
         idle["baselines"] = f"simple models learn from columns, and this is a {title}"
     if kind == "dataset" and not wanted.cache:
         idle["memory"] = "nothing is kept of a Dataset without cache"
     if kind in ("loader", "stream"):
         idle["memory"] = f"nothing is kept of a {title}"
+        idle["set_aside"] = f"a {title} gives the batches it likes"
         drawn = [part for part, given in words.items() if recipes.share(given)]
         idle |= dict.fromkeys(drawn, f"no share can be drawn from a {title}, which is taken as it comes; give a source")
     if kind == "loader":

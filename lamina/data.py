@@ -18,6 +18,8 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
 from lamina import checks, mapped, names, splits
 from lamina.batches import keeping_generators, unpack
+from lamina.batches.aside import SHARE, SetAside
+from lamina.batches.items import out_of_memory
 from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, UsageError, near
 from lamina.recipe import Recipe, share
@@ -42,6 +44,11 @@ class Data:
     parts: dict[str, tuple[Encoded, np.ndarray | None]]
     split: splits.Split | None = None  # rows of the pooled table; None where parts are separate
     findings: list[checks.Finding] = field(default_factory=list)
+
+    @property
+    def aside(self) -> SetAside | None:
+        """The examples of a Dataset that could not be used; None for columns and loaders."""
+        return self.parts["train"][0].aside if "train" in self.parts else None
 
     def rows(self, part: str) -> np.ndarray | None:
         return self.parts[part][1]
@@ -85,12 +92,17 @@ class Data:
         return digest.hexdigest()
 
 
-def truths(dataset: Any) -> np.ndarray:
-    """All answers of a Dataset: from its `targets` or `labels` where its items carry those, else by reading every item."""
+def truths(dataset: Any, bad: dict[int, str] | None = None, first: int = 0) -> np.ndarray:
+    """All answers of a Dataset: from its `targets` or `labels` where its items carry those, else by reading every item.
+
+    bad: takes the reason for each item that cannot be read, which then has the answer of another; without it, the first
+    one raises DataError. first: the number of its first item among all.
+    """
     if not hasattr(dataset, "__getitem__"):
         raise UsageError(f"A {type(dataset).__name__} cannot be read example by example.", expected="a Dataset")
     if isinstance(dataset, ConcatDataset):
-        return np.concatenate([truths(part) for part in dataset.datasets])
+        starts = [first, *(first + end for end in dataset.cumulative_sizes)]
+        return np.concatenate([truths(part, bad, start) for part, start in zip(dataset.datasets, starts, strict=False)])
     with keeping_generators():
         for name in ("targets", "labels"):
             column = getattr(dataset, name, None)
@@ -99,22 +111,40 @@ def truths(dataset: Any) -> np.ndarray:
                 if column.dtype == object:
                     continue
                 some = np.unique(column, axis=0, return_index=True)[1][:10]  # a transform would give others than listed
-                if all(np.array_equal(np.asarray(unpack(dataset[int(k)])[1]), column[k]) for k in some):
+                if all(_answer_is(dataset, int(k), column[k], bad, first) for k in some):
                     return column
-        found = []
+        found: list[Any] = []
         for k in range(len(dataset)):
             try:
                 item = dataset[k]
             except Exception as error:
-                raise DataError(
-                    f"Example {k} of the Dataset could not be read: {type(error).__name__}: {error}",
-                    fix="mend or leave out this example",
-                ) from error
+                if bad is None or out_of_memory(error):
+                    raise DataError(
+                        f"Example {first + k} of the Dataset could not be read: {type(error).__name__}: {error}",
+                        fix="mend or leave out this example",
+                    ) from error
+                bad[first + k] = f"{type(error).__name__}: {error}"[:300]
+                found.append(None)
+                continue
             _, truth = unpack(item)
             if truth is None:
                 raise DataError(f"Item {k} of the Dataset has no answer.", expected="(input, answer)")
             found.append(np.asarray(truth))
-    return np.stack(found)
+    other = next((truth for truth in found if truth is not None), None)
+    if other is None:
+        raise DataError(f"No example of the Dataset could be read: {(bad or {}).get(first, 'it is empty')}.")
+    return np.stack([other if truth is None else truth for truth in found])
+
+
+def _answer_is(dataset: Any, k: int, listed: Any, bad: dict[int, str] | None, first: int) -> bool:
+    """Whether an item's answer is the listed one. One that cannot be read does not speak against the list."""
+    try:
+        return np.array_equal(np.asarray(unpack(dataset[k])[1]), listed)
+    except Exception as error:
+        if bad is None or out_of_memory(error):
+            return False
+        bad[first + k] = f"{type(error).__name__}: {error}"[:300]
+        return True
 
 
 def _truths_of_batches(batches: Any, most: int = 200_000) -> np.ndarray:
@@ -216,7 +246,8 @@ def _load(
     examples = source.train
     loss = loss() if isinstance(loss, type) else loss
     why: dict[str, str] = {}
-    truth = answers(examples)
+    bad: dict[int, str] = {}
+    truth = answers(examples, bad)
     if fitted is None and not isinstance(examples.inputs, tuple) and recipe.scale not in (None, "none"):
         raise UsageError(
             f"scale={recipe.scale} is measured on columns, and you gave a {type(examples.inputs).__name__}.",
@@ -240,7 +271,10 @@ def _load(
     if examples.kind in ("loader", "stream"):
         return _separate(source, kind, answer, why, truth, loss, own_net, fitted is None), recipe
 
-    inputs, truth, given, n = _pool(source, truth)
+    inputs, truth, given, n = _pool(source, truth, bad)
+    aside = SetAside(n, SHARE if recipe.set_aside is None else recipe.set_aside)
+    aside.tell = lambda index, reason: None  # until there is somebody to be told
+    aside.add(bad)
     if split is None:
         split = _split(recipe, source, truth, answer, given)
     if max((int(rows.max()) for rows in (split.train, split.valid, split.test) if len(rows)), default=-1) >= n:
@@ -263,18 +297,18 @@ def _load(
     if isinstance(inputs, tuple):
         encoded = Encoded(mapped.within(kind.encode(inputs)), column)
     else:
-        encoded = Encoded(inputs, None, encode_truth=answer.encode)
+        encoded = Encoded(inputs, None, encode_truth=answer.encode, aside=aside)
     parts = {part: (encoded, getattr(split, part)) for part in PARTS if len(getattr(split, part))}
     return Data(source, kind, answer, why, parts, split, findings), recipe
 
 
-def answers(examples: Examples) -> np.ndarray | None:
-    """The answers of some examples as one array, wherever they are kept; None where there are none."""
+def answers(examples: Examples, bad: dict[int, str] | None = None, first: int = 0) -> np.ndarray | None:
+    """The answers of some examples as one array, wherever they are kept; None where there are none. See `truths`."""
     if examples.truth is not None:
         truth = examples.truth
         return truth.detach().cpu().numpy() if isinstance(truth, Tensor) else np.asarray(truth)
     if examples.kind == "dataset":
-        return truths(examples.inputs)
+        return truths(examples.inputs, bad, first)
     if examples.kind == "loader":
         dataset = examples.inputs.dataset
         streamed = isinstance(dataset, IterableDataset)
@@ -294,14 +328,16 @@ def _count(examples: Examples) -> int | None:
         return None
 
 
-def _pool(source: Source, truth: np.ndarray | None) -> tuple[Any, np.ndarray | None, dict[str, np.ndarray], int]:
+def _pool(
+    source: Source, truth: np.ndarray | None, bad: dict[int, str]
+) -> tuple[Any, np.ndarray | None, dict[str, np.ndarray], int]:
     """Given parts put together into one table: inputs, answers, the rows of each part, and how many there are."""
     parts = [(name, getattr(source, name)) for name in PARTS if getattr(source, name) is not None]
-    columns = [truth] + [answers(part) for _, part in parts[1:]]
+    ends = np.cumsum([0, *(_count(part) for _, part in parts)])
+    columns = [truth] + [answers(part, bad, int(end)) for (_, part), end in zip(parts[1:], ends[1:], strict=False)]
     for (name, _), column in zip(parts, columns, strict=True):
         if (column is None) != (truth is None):
             raise DataError(f"The {name} data have no answers.", expected="(inputs, answers)")
-    ends = np.cumsum([0, *(_count(part) for _, part in parts)])
     given = {name: np.arange(ends[k], ends[k + 1]) for k, (name, _) in enumerate(parts)}
     if len(parts) == 1:
         return parts[0][1].inputs, truth, given, int(ends[-1])

@@ -200,7 +200,7 @@ def batches(job: Job, part: str, *, shuffle: bool = True, net: nn.Module | None 
         if loaded.target.name != "classes" or (truth is None and encoded.encode_truth is None):
             raise UsageError(f"balance={recipe.balance} is for classes.")
         if truth is None:
-            truth = encoded.encode_truth(data.truths(encoded.inputs)[rows])  # type: ignore[misc]
+            truth = encoded.encode_truth(data.truths(encoded.inputs, {})[rows])  # type: ignore[misc]
         options["order"] = balanced(truth, recipe.balance)
     if recipe.augment and recipe.augment != "none":
         options["augment"] = augment.make(recipe.augment)

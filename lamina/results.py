@@ -31,6 +31,9 @@ def finish(job: Job, state: states.TrainState, history: History, loaded_seconds:
     digest = _final_weights(job, state)
     facts = _measure(job)
     scores = facts["scores"]
+    if job.data.aside is not None and job.data.aside.reasons:
+        told = {**runs_.read_json(folder / "data.json"), "set_aside": job.data.aside.state_dict()}
+        runs_.write_json(folder / "data.json", told)
     simple = facts["baselines"] = _simple_models(job, facts)
     headline = scores[0] if scores else None  # of the test split, else of validation, else of training
     same = [entry for entry in simple if headline and entry["score"] == headline["score"]]
@@ -161,6 +164,10 @@ def _words(job: Job, scores: list[dict[str, Any]], history: History) -> list[str
         )
     if history.stopped:
         found.append(f"Stopped early: {history.stopped}")
+    if job.data.aside is not None and (bad := job.data.aside.reasons):
+        first = ", ".join(f"{index} ({reason})" for index, reason in list(bad.items())[:3])
+        found.append(f"{len(bad)} of {job.data.aside.count:,} examples could not be used and were set aside: {first}"
+                     f"{', ...' if len(bad) > 3 else ''}. data.json has all of them.")  # fmt: skip
     if "test" not in job.data.parts:
         found.append("There is no test split, so this score is from data the training has seen the effects of.")
     if job.health is not None:

@@ -375,6 +375,8 @@ def _answers(
     if truth is None and target.needs_truth:
         raise DataError("These examples have no answers to compare with.", expected="(inputs, answers)")
     people = np.empty((len(found), 0)) if truth is None else target.people(truth)  # of nothing, for each
+    if encoded.aside is not None and rows is not None:
+        rows = encoded.aside.without(rows)
     return people, found, np.arange(len(found)) if rows is None else rows
 
 

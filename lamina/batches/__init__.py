@@ -64,7 +64,7 @@ def walkable(batches: Any, device: torch.device | str = "cpu") -> Any:
 def over(inputs: Any, truth: Any = None, **options: Any) -> Batches | DatasetBatches | LoaderBatches:
     """Batches of whichever kind fits `inputs`: columns, a Dataset, an IterableDataset or a DataLoader."""
     encode_truth, workers = options.pop("encode_truth", None), options.pop("workers", None)
-    cache, memory = options.pop("cache", False), options.pop("memory", None)
+    cache, memory, aside = options.pop("cache", False), options.pop("memory", None), options.pop("aside", None)
     if isinstance(inputs, (tuple, Tensor, np.ndarray)):  # columns are there already
         return Batches(inputs, truth, **options)
     if isinstance(inputs, (DataLoader, IterableDataset)):
@@ -81,4 +81,6 @@ def over(inputs: Any, truth: Any = None, **options: Any) -> Batches | DatasetBat
         return LoaderBatches(
             inputs, encode_truth=encode_truth, **{k: options[k] for k in ("device", "prepare", "seed") if k in options}
         )
-    return DatasetBatches(inputs, workers=workers, encode_truth=encode_truth, cache=cache, memory=memory, **options)
+    return DatasetBatches(
+        inputs, workers=workers, encode_truth=encode_truth, cache=cache, memory=memory, aside=aside, **options
+    )

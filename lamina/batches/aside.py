@@ -1,7 +1,7 @@
 """Examples that could not be used: named, left out of their batches, and counted.
 
 In: what was wrong with an example, as it was found. Out: a list that goes with the run (its checkpoints, data.json, the
-history and the last screen), and a DataError when it grows beyond SHARE of the data. Called by who reads a Dataset.
+history and the last screen), and a DataError when it grows beyond a share of the data. Called by who reads a Dataset.
 
 An example that is set aside stays so to the end of the run, whatever it gives when it is read again. The order of an epoch
 is the same with and without it: its batch is smaller by it, and means are taken over those that are there. A training batch
@@ -18,14 +18,14 @@ import numpy as np
 
 from lamina.errors import DataError
 
-SHARE = 1e-3  # of the examples, and one at least
+SHARE = 1e-3  # of the examples
 
 
 class SetAside:
     """The examples of one Dataset that could not be used, each with the reason."""
 
-    def __init__(self, count: int):
-        self.count, self.most = count, max(1, int(SHARE * count))
+    def __init__(self, count: int, share: float = SHARE):
+        self.count, self.share, self.most = count, share, int(share * count)
         self.reasons: dict[int, str] = {}
         self.tell: Callable[[int, str], None] = _warn  # called with each, once
 
@@ -34,11 +34,11 @@ class SetAside:
         new = {index: reason for index, reason in found.items() if index not in self.reasons}
         self.reasons |= new
         if len(self.reasons) > self.most:
-            shown = "; ".join(f"example {index}: {reason}" for index, reason in list(self.reasons.items())[-5:])
+            shown = "; ".join(f"example {index} ({reason})" for index, reason in list(self.reasons.items())[-5:])
             raise DataError(
-                f"{len(self.reasons)} of {self.count:,} examples of the Dataset could not be used. {shown}.",
-                expected=f"{SHARE:.1%} of them at most, and one at least: {self.most}",
-                fix="mend these examples, or leave them out of the Dataset",
+                f"{len(self.reasons)} of {self.count:,} examples of the Dataset could not be used: {shown}.",
+                expected=f"at most {self.most}: {self.share:.3g} of them",
+                fix="mend these examples, leave them out of the Dataset, or allow more: --set-aside SHARE",
             ) from cause
         for index, reason in new.items():
             self.tell(index, reason)
@@ -52,7 +52,8 @@ class SetAside:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Those of a checkpoint, and what this process has found already."""
-        self.reasons = dict(zip(state["examples"], state["reasons"], strict=True)) | self.reasons
+        found, self.reasons = self.reasons, dict(zip(state["examples"], state["reasons"], strict=True))
+        self.add(found)
 
 
 def _warn(index: int, reason: str) -> None:

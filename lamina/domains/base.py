@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lamina import losses
 from lamina.batches import Batch, Batches, Kept, over
+from lamina.batches.aside import SetAside
 from lamina.errors import DataError, UsageError
 from lamina.inference import ELSEWHERE, FEW, PORTIONS, WORTH, portion, quickest
 from lamina.sources import Examples, Source
@@ -33,6 +34,7 @@ class Encoded:
     inputs: Any  # tuple of tensors (N, ...), or a Dataset / DataLoader
     truth: Tensor | None = None
     encode_truth: Callable[[Any], Tensor] | None = None  # for Datasets, batch by batch
+    aside: SetAside | None = None  # the items of a Dataset that cannot be used
     kept: Kept | None = None  # the items of a Dataset that gives the same ones every time, as far as they were read
 
 
@@ -73,6 +75,8 @@ class Domain:
             examples.kept = Kept(len(examples.inputs), options.get("memory"))
         if examples.kept is not None:
             options["cache"] = examples.kept  # one for all parts, and for whoever measures afterwards
+        if examples.aside is not None:
+            options["aside"] = examples.aside
         return over(
             examples.inputs,
             examples.truth,

@@ -92,7 +92,10 @@ def outcome(folder: Path) -> dict[str, Any]:
     for row in tree["parts"]["history"]["rows"]:
         row.pop("seconds", None)
     tensors, plain = state.pack({"weights": weights, **tree})
-    found["state"] = {name: value.numpy().tobytes() for name, value in tensors.items()}, json.dumps(plain, sort_keys=True)
+    found["state"] = (
+        {name: value.numpy().tobytes() for name, value in tensors.items()},
+        json.dumps(plain, sort_keys=True),
+    )
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     found["history"] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
     assert json.loads((folder / "run.json").read_text())["status"] == "done"
@@ -115,6 +118,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], fl
     return outcome(runs / "run"), min(seconds)
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.fault(12, 13)
 def test_signals_at_random_times_cost_no_bit(tmp_path, golden, counted, recorded):
     expected, whole = golden
@@ -201,6 +205,7 @@ def test_what_does_not_end_is_ended_and_nothing_is_damaged(tmp_path, golden, mon
     assert differences(outcome(tmp_path / "run"), golden[0]) == []
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.fault(13)
 def test_second_signals_at_random_times_damage_nothing(tmp_path, golden, counted, recorded):
     expected, whole = golden
