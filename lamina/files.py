@@ -126,7 +126,8 @@ def _words(path: Path) -> Iterator[None]:
     except LaminaError:
         raise
     except OSError as error:
-        what, fix = _WORDS.get(error.errno or 0, (str(error.strerror or error), ""))
+        otherwise = str(error.strerror or error), "look after the disk, or choose another folder with --runs"
+        what, fix = _WORDS.get(error.errno or 0, otherwise)
         raise ResourceError(f"{path} could not be written: {what}.", fix=fix) from error
 
 
@@ -287,7 +288,7 @@ def _swap(new: Path, path: Path) -> None:
         _move(new, path)
     except BaseException:
         if old.exists() and not path.exists():
-            disk.rename(old, path)
+            _move(old, path)
         raise
     point("a folder is replaced")
     disk.flush_folder(path.parent)
@@ -304,10 +305,11 @@ def _move(source: Path, target: Path) -> None:
         if error.errno not in _NO_RENAME:
             raise
     disk.mkdir(target)
-    for place in sorted(source.iterdir(), key=lambda place: place.name == MANIFEST):
-        disk.flush_folder(target)  # so that the manifest is the last on the disk, too
-        _write_flushed(target / place.name, [place.read_bytes()])
+    for place in source.iterdir():
+        if place.name != MANIFEST:
+            _write_flushed(target / place.name, [place.read_bytes()])
     disk.flush_folder(target)
+    write(target / MANIFEST, (source / MANIFEST).read_bytes())
     _clear(source)
 
 
@@ -403,9 +405,9 @@ def sweep(path: str | Path) -> None:
         name = left.name.split("-", 3)[-1]  # .tmp-PROCESS-TIME-NAME
         place = left.with_name(name.removesuffix(_OLD))
         if name.endswith(_OLD) and (left / MANIFEST).exists() and not (place / MANIFEST).exists():
-            with _words(place):  # killed in the middle of a replacement
+            with suppress(OSError):  # killed in the middle of a replacement
                 _clear(place)
-                disk.rename(left, place)
+                _move(left, place)
         else:
             _clear(left)
 

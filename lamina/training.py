@@ -486,6 +486,7 @@ def _go(job: Job, learning: _Learning, *, resumed: bool) -> Run:
                 _story(job, learning, signals, resumed)
             finally:
                 learning.writer.close()  # nothing may be written any more when the lock is let go
+                files.sweep(job.folder)  # a disk that failed may have kept what was to be deleted
     except BaseException as error:
         if job.facts["status"] == "done":  # and written: only its last words were cut off
             raise
