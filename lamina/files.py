@@ -230,7 +230,11 @@ def claim(path: Path) -> bool:
         disk.mkdir(path)
     except FileExistsError:
         return False
-    disk.flush_folder(path.parent)
+    try:
+        disk.flush_folder(path.parent)
+    except BaseException:  # begun anew, it must not be in its own way
+        _clear(path)
+        raise
     return True
 
 

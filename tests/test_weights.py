@@ -232,3 +232,26 @@ def test_every_truncation_is_refused(tmp_path):
             path.write_bytes(sound[:length])
             with pytest.raises(RunError):
                 weights.read_weights(path)
+
+
+@pytest.mark.parametrize("kind", weights._KINDS, ids=str)
+def test_the_bytes_are_those_of_safetensors(kind):
+    """Any kind of number, no number at all, one alone, transposed, shared and conjugate."""
+    from safetensors.torch import load, save
+
+    raw = torch.arange(96, dtype=torch.uint8)
+    numbers = (raw % 2 if kind == torch.bool else raw).view(kind)
+    several = {"b": numbers, "a": numbers[:0], "c": numbers[1], "d": numbers.reshape(2, -1).t(), "e": numbers}
+    if kind.is_complex:
+        several["f"] = numbers.conj()
+    plain = {name: value.resolve_conj().contiguous().clone() for name, value in several.items()}
+    assert weights.to_bytes(several) == save(plain)
+    mixed = {**several, "half": torch.ones(3, dtype=torch.float16), "long": torch.arange(3), "flag": torch.tensor(True)}
+    found = load(weights.to_bytes(mixed))
+    assert found.keys() == mixed.keys()
+    for name, value in mixed.items():
+        assert found[name].dtype == value.dtype and found[name].shape == value.shape
+        assert (
+            found[name].flatten().view(torch.uint8).tolist()
+            == value.resolve_conj().flatten().view(torch.uint8).tolist()
+        )

@@ -28,7 +28,7 @@ def checkpoints(run: Annotated[str, typer.Argument(help="A run folder.")], debug
         try:
             told[place] = _words(files.check(place), time.time() - (place / files.MANIFEST).stat().st_mtime)
             newest = place if place.name != "best" else newest
-        except (RunError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:  # a manifest may be forged
+        except (RunError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
             damaged += 1
             told[place] = f"DAMAGED: {error.what if isinstance(error, RunError) else repr(error)}"
     for place, words in told.items():
