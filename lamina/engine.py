@@ -80,6 +80,11 @@ class Progress:
         return float("nan") if self._loss is None else float(self._loss)
 
     @property
+    def loss_is_near(self) -> bool:
+        """Whether reading the loss of this step waits for nothing."""
+        return self._loss is not None and self._loss.device.type == "cpu"
+
+    @property
     def mean_loss(self) -> float:
         """Of this epoch so far, penalties left out: over examples, or over what the loss's own mean is taken over."""
         total, count = self.state.loss_sum, self.state.loss_count

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lamina import (
     augment,
     data,
+    determinism,
     devices,
     engine,
     losses,
@@ -41,7 +42,10 @@ from lamina.batches import workers as processes
 from lamina.errors import LaminaError, ResourceError, UsageError, near
 from lamina.finder import find_learning_rate
 from lamina.recipe import Origin, Recipe
+from lamina.state import TrainState
 from lamina.watchers.screen import Screen
+
+_YOUNG = 1000  # steps
 
 
 @dataclass
@@ -260,7 +264,7 @@ def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.d
             output = loaded.domain.outputs(net, batch)
         except Exception as error:
             if pieces.out_of_memory(error):
-                raise
+                return  # the first step will be made in pieces
             raise UsageError(
                 f"Your net raised {type(error).__name__} on a batch of {shapes}: {error}",
                 expected="a forward() that takes such a batch",
@@ -436,6 +440,28 @@ def measured_rate(job: Job) -> float:
     ).suggestion
 
 
+def check_strict(job: Job) -> None:
+    """With `strict`, a step that is made twice gives the same bits; UsageError where it does not."""
+    if job.recipe.strict and job.supervised:
+        with keeping_generators():
+            batch = first_to_learn(job.net, job.data, job.device, job.recipe)
+        autocast = devices.autocast(job.device, job.recipe.precision or "fp32")
+        determinism.check(job.net, objective(job), batch, penalty=penalty(job.recipe), autocast=autocast)
+
+
+def lower_rate(job: Job, state: TrainState) -> float:
+    """The factor on the rate after a training went back. Half; or less, where it had hardly begun and a rate is measured."""
+    group, asked = state.optimizer.param_groups[0], job.recipe.learning_rate
+    if not job.supervised or state.step >= _YOUNG:
+        return 0.5
+    try:
+        return min(0.5, measured_rate(job) / float(group.get("initial_lr", group["lr"])))
+    except UsageError:  # no rate made the loss fall
+        return 0.5
+    finally:
+        job.recipe.learning_rate = asked
+
+
 def plan_budget(job: Job) -> None:
     """Epochs that fit the time: some steps are timed on a copy of the net, validation and evaluation are set aside."""
     recipe = job.recipe
@@ -502,10 +528,17 @@ def fit_to_machine(job: Job) -> None:
         return
     with keeping_generators():
         batch = first_to_learn(job.net, job.data, job.device, recipe)
-    choice = trial.choose(
-        job.net, objective(job), batch, threads=recipe.threads, precision="auto" if auto else recipe.precision or "fp32",
-        strict=bool(recipe.strict), compile=recipe.compile or "auto", penalty=penalty(recipe),
-    )  # fmt: skip
+    try:
+        choice = trial.choose(
+            job.net, objective(job), batch, threads=recipe.threads, strict=bool(recipe.strict),
+            precision="auto" if auto else recipe.precision or "fp32", compile=recipe.compile or "auto",
+            penalty=penalty(recipe),
+        )  # fmt: skip
+    except Exception as error:
+        if pieces.out_of_memory(error):
+            job.facts["step"]["why"] = "a batch does not fit into memory"
+            return
+        raise
     job.facts["step"].update(
         recorded=choice.recorded, why=choice.why_eager, channels_last=choice.channels_last,
         seconds=round(choice.seconds, 6) if choice.seconds > 0 else None,

@@ -9,7 +9,7 @@ fast as this machine can; everything is afterwards as it was. Used by the story;
   itself: the momentum of a weight that gets no gradient halves until it is one. No weight notices.
 - On a GPU, TensorFloat-32 in matrix products and convolutions, and convolutions chosen by trial.
 
-Only the first is left with `strict`.
+Only the first is left with `strict`, and on a GPU sums get a fixed order.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import functools
 import math
+import os
 import statistics
 import sys
 import time
@@ -41,6 +42,8 @@ def ready(strict: bool = False, threads: int | None = None) -> Iterator[None]:
             libc.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)
             libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
             stack.callback(libc.malloc_trim, 0)
+        if strict and torch.cuda.is_available():
+            stack.enter_context(_fixed_order())
         if not strict:
             stack.enter_context(_flushed())
             if torch.cuda.is_available():
@@ -152,6 +155,18 @@ def _openmp() -> list[Any]:
         return []
     libraries = [ctypes.CDLL(path) for path in sorted(paths)]
     return [library for library in libraries if hasattr(library, "omp_pause_resource_all")]
+
+
+@contextlib.contextmanager
+def _fixed_order() -> Iterator[None]:
+    """On a GPU only kernels whose sums have a fixed order; an operation that has none raises, and torch names it."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by torch
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 @contextlib.contextmanager

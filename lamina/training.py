@@ -51,6 +51,7 @@ from lamina.errors import Interrupted, LaminaError, ResourceError, RunError, Usa
 from lamina.history import History
 from lamina.job import Job
 from lamina.recipe import Origin, Recipe
+from lamina.recovery import SKIPS, Recovery
 from lamina.run import Run
 from lamina.signals import Signals
 from lamina.targets.base import Target
@@ -69,6 +70,7 @@ class _Learning:
     history: History
     watchers: list[Any]
     writer: Writer  # of checkpoints, and of what watchers ask to keep
+    recovery: Recovery | None = None  # None: a training that diverges is stopped
     saved: int = -1  # the step of the newest checkpoint
     tags: set[str] = field(default_factory=set)  # names under which watchers may keep a state
 
@@ -243,6 +245,7 @@ def resume(
             changed = [key for key in numerics if numerics[key] != facts["numerics"].get(key)]
             screen.findings([("warning", f"this machine differs from the one before ({', '.join(changed)}): the run goes "
                               "on, valid but not bit for bit the same", "")])  # fmt: skip
+        jobs.check_strict(job)
         return _go(job, learning, resumed=True)
 
 
@@ -382,6 +385,7 @@ def _start(
             loaded.aside.tell(index, reason)
     jobs.read_ahead(job, learning.state.batches)
     jobs.try_batch(job, learning.state.batches)
+    jobs.check_strict(job)
     while not files.claim(place):
         if named:
             raise UsageError(f"{place} exists already.", fix="choose another --name")
@@ -538,6 +542,9 @@ def _learning(job: Job) -> _Learning:
         jobs.build_ema(job),
         parts={"history": history} | {f"watcher-{k}": w for k, w in enumerate(watchers) if hasattr(w, "state_dict")},
     )
+    recovery = None
+    if recipe.on_divergence != "stop":
+        recovery = state.parts["recovery"] = Recovery(state, lambda: jobs.lower_rate(job, state), job.supervised)
     if job.data.aside is not None:
         state.parts["aside"] = job.data.aside
         job.data.aside.tell = functools.partial(_tell_aside, job, state, history)
@@ -546,7 +553,36 @@ def _learning(job: Job) -> _Learning:
         words = f"{error.what} The training goes on, and this is tried again."
         job.screen.findings([("warning", words, error.fix)])
 
-    return _Learning(state, history, watchers, Writer(warn))
+    return _Learning(state, history, watchers, Writer(warn), recovery)
+
+
+def _asked(job: Job, learning: _Learning, watch: Any, progress: engine.Progress) -> Any:
+    """What a watcher asks for. One that fails ends the run after its step, which is saved."""
+    try:
+        return watch(progress)
+    except Exception as error:
+        _checkpoint(job, learning)
+        _flush(job, learning)
+        if isinstance(error, LaminaError):
+            raise
+        raise UsageError(
+            f"The watcher {jobs.title(watch)} raised {type(error).__name__} after step {progress.step}: {error}. "
+            f"The run is saved in {job.folder}.",
+            fix=f"mend it, and lamina.resume({str(job.folder)!r}, ..., watchers=[...])",
+        ) from error
+
+
+def _tell_incidents(job: Job, learning: _Learning, events: list[dict[str, Any]]) -> None:
+    for event in events:
+        job.screen.findings([("warning", event["words"], "")])
+        row = {"epoch": learning.state.epoch + 1, "step": learning.state.step, "event": event}
+        learning.history.rows.append(row)
+
+
+def _sound(job: Job, learning: _Learning) -> None:
+    """Before the weights are measured or kept: those that are not finite are given up for the last good ones."""
+    if learning.recovery is not None:
+        _tell_incidents(job, learning, learning.recovery.sound())
 
 
 def _tell_aside(job: Job, state: states.TrainState, history: History, index: int, reason: str) -> None:
@@ -593,6 +629,8 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
     valid = jobs.batches(job, "valid") if "valid" in loaded.parts else None
     saved_at = time.monotonic()
     epoch_began = time.monotonic()
+    if learning.recovery is not None:
+        learning.recovery.begin()
     exact = {"exact": True} if recipe.strict else {}  # no option for domains that know none
     measured = job.origins.get("threads", ("",))[0] == "inferred"  # what was asked for stays
     crowd = machine.Crowd(recipe.threads) if measured and recipe.threads else None
@@ -609,10 +647,16 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
         accumulate=recipe.accumulate or 1,
         precision=recipe.precision or "fp32",
         ema=state.ema,
+        skips=SKIPS if learning.recovery is not None else 0,
         compile=recipe.compile or "auto",
         strict=bool(recipe.strict),
         state=state,
     ):
+        if "most" in progress.incident:
+            told = {name: progress.incident[name] for name in ("most", "words")}
+            _tell_incidents(job, learning, [told])
+        if learning.recovery is not None:
+            _tell_incidents(job, learning, learning.recovery(progress))
         if crowd is not None and (words := crowd(progress.epoch_end)):
             history.rows.append(
                 {"epoch": progress.epoch + 1, "step": progress.step, "event": {"threads": crowd.threads}}
@@ -622,6 +666,7 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
 
         # Validate.
         if progress.epoch_end:
+            _sound(job, learning)
             progress.scores = {"train/loss": progress.mean_loss}
             if hasattr(state.batches, "scores"):
                 progress.scores.update({f"train/{name}": value for name, value in state.batches.scores().items()})
@@ -647,7 +692,7 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
         # Ask everybody who watches.
         stop = None
         for watch in learning.watchers:
-            request = watch(progress)
+            request = _asked(job, learning, watch, progress)
             if request is None:
                 continue
             if isinstance(request, Save):
@@ -697,6 +742,7 @@ def _checkpoint(job: Job, learning: _Learning) -> None:
     state = learning.state
     if learning.saved == state.step:
         return
+    _sound(job, learning)
     _tell(job, learning.history)
     copied = states.copy(state, {"data": job.facts["data"]["fingerprint"], "score": learning.history.scores()})
     refused = learning.writer.give("checkpoints", functools.partial(_write_checkpoint, job.folder, copied))

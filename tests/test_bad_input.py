@@ -405,7 +405,7 @@ def test_a_loss_that_is_not_finite_names_layer_and_example_and_keeps_the_last_go
     torch.manual_seed(0)
     with pytest.raises(Diverged) as found:
         lamina.train((x, Y), net=Heavy, test=(X, Y), batch_size=4, epochs=2, watchers=[watch], checkpoint_every="1steps",
-                     baselines=False, quiet=True, runs=runs, name="broken")  # fmt: skip
+                     on_divergence="stop", baselines=False, quiet=True, runs=runs, name="broken")  # fmt: skip
     assert found.value.exit_code == 5
     for word in ("'fc' (Linear)", "row 7", "not applied", f"step {len(seen) + 1} ", "learning rate"):
         assert word in str(found.value)
