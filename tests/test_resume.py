@@ -236,6 +236,7 @@ def test_stopped_anywhere_and_resumed_it_is_the_same(quick, pictures, runs, gold
     assert differences(outcome(runs / "run"), golden(title)) == []
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize("title", ["everything", "plateau", "own net"])
 def test_stopped_several_times_it_is_the_same(quick, pictures, runs, golden, title):
     seed = random.SystemRandom().randrange(2**32)
@@ -285,6 +286,7 @@ MOMENTS: dict[str, tuple[Any, str, int | str]] = {
 }
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize(
     "moment, error",
     [(moment, Crash) for moment in MOMENTS]
@@ -411,6 +413,7 @@ CONTROLS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize("what", CONTROLS)
 def test_an_ingredient_that_is_forgotten_is_missed(quick, pictures, runs, golden, monkeypatch, what):
     title, path = CONTROLS[what]
@@ -683,6 +686,7 @@ def test_a_folder_that_is_no_run(tmp_path, half):
     refused(half, RunError, r"no run\.json")
 
 
+@pytest.mark.fault(19)
 def test_a_run_of_another_schema(half):
     facts = json.loads((half / "run.json").read_text())
     (half / "run.json").write_text(json.dumps({**facts, "schema": 2, "lamina": "9.1"}))
@@ -833,6 +837,7 @@ def test_a_damaged_newest_checkpoint_costs_an_interval_and_is_named(half, golden
     assert differences(outcome(half), golden("plateau")) == []
 
 
+@pytest.mark.fault(18)
 def test_a_run_may_be_moved(half, golden, tmp_path):
     moved = tmp_path / "elsewhere" / "renamed run"
     moved.parent.mkdir()
@@ -852,6 +857,7 @@ def test_a_run_may_be_resumed_from_another_folder(quick, pictures, runs, golden,
     assert differences(outcome(runs / "run"), golden("plateau")) == []
 
 
+@pytest.mark.fault(20)
 def test_other_numerics_are_said_and_the_run_goes_on(half):
     facts = json.loads((half / "run.json").read_text())
     facts["numerics"]["cpu"] = "a processor of another kind"
@@ -964,6 +970,7 @@ def undisturbed(nursery, tmp_path_factory) -> tuple[dict[str, Any], float]:
     return outcome(runs / "golden"), time.monotonic() - began
 
 
+@pytest.mark.fault(1)
 @pytest.mark.timeout(300 + 20 * KILLS)
 def test_killed_at_random_instants_and_resumed_it_is_the_same(nursery, undisturbed, tmp_path):
     """SIGKILL, from before the run has a folder until it is done; several times a run."""

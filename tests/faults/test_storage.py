@@ -60,6 +60,13 @@ def runs() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    runs = tmp_path_factory.mktemp("short")
+    train(runs, **SHORT)
+    return outcome(runs / "run")
+
+
+@pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     runs = tmp_path_factory.mktemp("golden")
     train(runs)
@@ -110,14 +117,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # --- Every request fails ---------------------------------------------------------------------------------------------
 
+SHORT = {"epochs": 2, "checkpoint_every": "3steps"}  # three checkpoints, of which one is deleted
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EMFILE, errno.EINTR)
 
 
 def requests(runs: Path) -> int:
-    """How many a training makes."""
+    """How many a short training makes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "disk", counting := Failing(0, 0))
-        train(runs)
+        train(runs, **SHORT)
     shutil.rmtree(runs / "run")
     return counting.asked
 
@@ -127,7 +135,7 @@ def survive(runs: Path, golden: dict[str, Any], disk: Failing) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "disk", disk)
         try:
-            train(runs)
+            train(runs, **SHORT)
             end = "went on"
         except ResourceError as error:
             end = "stopped" if error.exit_code == 6 and error.fix else f"stopped without words: {error}"
@@ -135,7 +143,7 @@ def survive(runs: Path, golden: dict[str, Any], disk: Failing) -> str:
     if not (folder / "run.json").is_file():  # it had not begun
         assert end == "stopped" and (disk.for_good or not folder.exists())
         shutil.rmtree(folder, ignore_errors=True)
-        train(runs)
+        train(runs, **SHORT)
         end = "did not begin"
     elif end == "stopped":
         assert sound(folder), "no checkpoint is whole"
@@ -149,12 +157,12 @@ def survive(runs: Path, golden: dict[str, Any], disk: Failing) -> str:
 @pytest.mark.timeout(3600)
 @pytest.mark.fault(8, 10)
 @pytest.mark.parametrize("error", ERRORS, ids=lambda code: errno.errorcode[code])
-def test_whichever_request_fails_once_nothing_is_lost(impatient, runs, golden, counted, recorded, error):
+def test_whichever_request_fails_once_nothing_is_lost(impatient, runs, short, counted, recorded, error):
     total = requests(runs)
     places = range(1, total + 1)
     wanted = counted(5, total)
     ends = [
-        survive(runs, golden, Failing(at, error))
+        survive(runs, short, Failing(at, error))
         for at in (places if wanted == total else sorted(random.Random(SEED + error).sample(places, wanted)))
     ]
     if error in files._PASSING:
@@ -166,13 +174,13 @@ def test_whichever_request_fails_once_nothing_is_lost(impatient, runs, golden, c
 @pytest.mark.fault(8)
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO], ids=lambda code: errno.errorcode[code])
 def test_a_disk_that_fails_for_good_stops_the_training_and_loses_nothing(
-    impatient, runs, golden, counted, recorded, error
+    impatient, runs, short, counted, recorded, error
 ):
     total = requests(runs)
     wanted = counted(4, total)
     places = range(1, total + 1)
     ends = [
-        survive(runs, golden, Failing(at, error, for_good=True))
+        survive(runs, short, Failing(at, error, for_good=True))
         for at in (places if wanted == total else sorted(random.Random(SEED + error).sample(places, wanted)))
     ]
     recorded(planted=wanted, lost=0, **{end.replace(" ", "_"): ends.count(end) for end in set(ends)})
