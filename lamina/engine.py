@@ -33,6 +33,7 @@ from lamina.state import TrainState, all_generators, set_all_generators
 
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, Any]]  # -> 0-d loss, count of its mean (None: a sum)
 
+_NEAR = ("cpu",)  # devices on which looking at a number waits for nothing
 _LOOK = 32  # steps on a GPU after which the host asks whether some were left out
 _LEAST_SCALE = 2.0**-10  # of a loss in fp16, which begins at 2^16 and is halved where a gradient overflows
 
@@ -82,7 +83,7 @@ class Progress:
     @property
     def loss_is_near(self) -> bool:
         """Whether reading the loss of this step waits for nothing."""
-        return self._loss is not None and self._loss.device.type == "cpu"
+        return self._loss is not None and self._loss.device.type in _NEAR
 
     @property
     def mean_loss(self) -> float:
@@ -204,7 +205,7 @@ def learn(
     autocast = devices.autocast(device, precision)
     scaler = state.scaler = state.scaler or devices.scaler(device, precision)
     progress = Progress(state, epochs, per_epoch, planned)
-    on_cpu = device.type == "cpu"
+    near = device.type in _NEAR
     exact = per_epoch if getattr(batches, "exact", True) else None
     if not net.training:
         net.train()
@@ -218,7 +219,7 @@ def learn(
         batches.reuse = True
     before = _Before(net, device)
     looked_at = scaler is None
-    masked = looked_at and not on_cpu and all(group.get("fused") for group in optimizer.param_groups)
+    masked = looked_at and not near and all(group.get("fused") for group in optimizer.param_groups)
     looked_at = looked_at and not masked
     kernel: Any = optimizer
     if masked:
@@ -322,16 +323,16 @@ class _Before:
     """
 
     def __init__(self, net: nn.Module, device: torch.device):
-        self._buffers = [buffer for buffer in net.buffers() if buffer.numel() <= 1 << 20]
-        self._values = [buffer.detach().clone() for buffer in self._buffers]
+        self.buffers = [buffer.detach() for buffer in net.buffers() if buffer.numel() <= 1 << 20]
+        self._values = [buffer.clone() for buffer in self.buffers]
         self._device = device if device.type == "cuda" else None
 
     def keep(self) -> None:
         self._generator = torch.get_rng_state()
         if self._device is not None:
             self._on_device = torch.cuda.get_rng_state(self._device)
-        if self._buffers:
-            torch._foreach_copy_(self._values, self._buffers)
+        if self.buffers:
+            torch._foreach_copy_(self._values, self.buffers)
 
     def rewind(self) -> None:
         """The generators as they were: what is made again draws the same numbers."""
@@ -341,9 +342,8 @@ class _Before:
 
     def put_back(self, where: Tensor | None = None) -> None:
         """The buffers as they were; with `where`, a number on the device, only if that is not 0."""
-        with torch.no_grad():
-            for buffer, value in zip(self._buffers, self._values, strict=True):
-                buffer.copy_(value if where is None else torch.where(where > 0, value, buffer))
+        for buffer, value in zip(self.buffers, self._values, strict=True):
+            buffer.copy_(value if where is None else torch.where(where > 0, value, buffer))
 
 
 @dataclass
@@ -364,8 +364,8 @@ def _made(window: list[Batch], lane: Lane, scaler: Any) -> _Step:
 
 
 def _wrong(loss: Tensor) -> bool:
-    """Whether a loss is seen to be NaN or infinite; elsewhere than on the CPU, looking would wait."""
-    return loss.device.type == "cpu" and not math.isfinite(loss.item())
+    """Whether a loss is seen to be NaN or infinite, where it can be seen without waiting."""
+    return loss.device.type in _NEAR and not math.isfinite(loss.item())
 
 
 def _made_in_pieces(
@@ -455,7 +455,7 @@ def _add_up(state: TrainState, step: _Step, found: Tensor | None) -> None:
 
 def _diverged(step: _Step, parts: list[Batch], lane: Lane, before: _Before, state: TrainState) -> Diverged:
     """The step once more, slowly, with the random numbers it had: where do numbers stop being finite?"""
-    after = all_generators()
+    after, buffers = all_generators(), [buffer.clone() for buffer in before.buffers]
     for batch in parts if step.bad is None else [step.bad]:
         before.rewind()
         before.put_back()
@@ -466,6 +466,8 @@ def _diverged(step: _Step, parts: list[Batch], lane: Lane, before: _Before, stat
         if cause.found:
             break
     set_all_generators(after)
+    for buffer, value in zip(before.buffers, buffers, strict=True):
+        buffer.copy_(value)
     loss, place = float(step.whole), f"of step {state.step + 1} (epoch {state.epoch + 1})"
     what = f"A gradient {place} is not finite" if math.isfinite(loss) else f"The loss {place} is {loss:g}"
     rate = float(state.optimizer.param_groups[0]["lr"])

@@ -876,3 +876,47 @@ def test_an_answer_that_would_broadcast_is_left_to_torch():
     net = nn.Linear(6, 1)
     with pytest.warns(UserWarning, match="different to the input size"):
         next(lamina.learn(net, [(X, Y.float())], F.mse_loss, sgd(net)))
+
+
+# --- As on a GPU, where nobody looks in each step ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def far(monkeypatch):
+    """The way that steps go on a GPU, on the CPU: its fused kernels know `found_inf` too."""
+    monkeypatch.setattr("lamina.engine._NEAR", ())
+    monkeypatch.setattr("lamina.flat.why_not", lambda *_: "is on a device of its own")
+
+
+def fused(net):
+    return torch.optim.Adam(net.parameters(), lr=1e-2, fused=True)
+
+
+def steady():
+    net = Net()
+    net.drop.p = 0.0
+    return net
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_far_away_the_kernel_leaves_the_step_out(far, bad):
+    parts = [*PARTS[:2], (torch.full((8, 6), bad), Y[:8]), *PARTS[2:5]]
+    with_it, without = steady(), steady()
+    said = [
+        (p.step, p.mean_loss)
+        for p in lamina.learn(with_it, parts, F.cross_entropy, fused(with_it), skips=1)
+        if p.incident
+    ]
+    last = run(lamina.learn(without, PARTS[:5], F.cross_entropy, fused(without)))
+    assert_same_bits(with_it, without)
+    assert said == [(6, pytest.approx(last.mean_loss))]
+
+
+def test_far_away_the_host_hears_of_it_within_32_steps(far):
+    parts = [*PARTS[:3], (torch.full((8, 6), float("nan")), Y[:8]), *PARTS[:6] * 10]
+    net, optimizer = steady(), None
+    optimizer = fused(net)
+    with pytest.raises(Diverged, match="step 33"):
+        run(lamina.learn(net, parts, F.cross_entropy, optimizer))
+    assert all(torch.isfinite(value).all() for value in net.state_dict().values())
+    assert not hasattr(optimizer, "found_inf")
