@@ -6,6 +6,7 @@ error that names every mistake. Called by `train`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -180,9 +181,11 @@ def free_folder(runs: Path, name: str | None, source: Any) -> Path:
     files.probe(files.folder(runs))
     if name is not None:
         place = runs / name
-        if Path(name).name != name or name in (".", ".."):
+        if not re.fullmatch(r"(?!\.)[^/\\:]{1,60}", name) or not name.isprintable():
             raise UsageError(
-                f"name is {name!r}.", expected="a folder's name without slashes", fix="--runs DIR for the place"
+                f"name is {name!r}.",
+                expected="the name of a folder: at most 60 visible characters, no slash or colon",
+                fix="--runs DIR for the place",
             )
         if place.exists():
             raise UsageError(

@@ -275,7 +275,9 @@ def make(**settings: Any) -> Recipe:
     try:
         return Recipe(**settings)
     except ValidationError as error:
-        raise UsageError("\n".join(_mistake(part) for part in error.errors())) from None
+        found = error.errors()
+        more = [f"And {len(found) - 20:,} more."] if len(found) > 20 else []
+        raise UsageError("\n".join([*map(_mistake, found[:20]), *more])) from None
 
 
 def _mistake(error: Any) -> str:

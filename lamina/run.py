@@ -10,8 +10,10 @@ import csv
 import hashlib
 import io
 import json
+import shlex
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from lamina import data, devices, evaluate, files, names, recipe, splits, state, weights
+from lamina import data, devices, documents, evaluate, files, names, recipe, splits, state, weights
 from lamina.domains.base import Domain
-from lamina.errors import DataError, RunError, UsageError, near
+from lamina.errors import DataError, LaminaError, RunError, UsageError, near
 from lamina.sources import Source
 from lamina.targets.base import Answers, Measure, Target
 
@@ -49,11 +51,20 @@ class Headline:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return documents.parse(path.read_bytes(), path, _RESTORE)
     except FileNotFoundError:
         raise RunError(f"{path} is missing.", expected="a run folder as `lamina train` writes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is damaged: {error}", fix=_RESTORE) from None
+
+
+@contextmanager
+def _sound(place: Path) -> Iterator[None]:
+    """Where what a file says is put to use: values that Lamina never wrote are told as damage, whatever they break."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, LaminaError) and not isinstance(error, UsageError):
+            raise
+        raise RunError(f"{place} is damaged: {type(error).__name__}: {error}", fix=_RESTORE) from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -89,6 +100,10 @@ def facts(folder: str | Path) -> dict[str, Any]:
     missing = [name for name in ("status", "task", "seed", "source", "net", "data") if name not in found]
     if missing:
         raise RunError(f"{folder / 'run.json'} is damaged: it lacks {', '.join(missing)}.", fix=_RESTORE)
+    kinds = {"status": str, "task": str, "seed": int, "source": dict, "net": dict, "data": dict}
+    odd = [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
+    if odd := odd + [name for name in ("headline", "weights") if not isinstance(found.get(name) or {}, dict)]:
+        raise RunError(f"{folder / 'run.json'} is damaged: {', '.join(odd)} in it is of another kind.", fix=_RESTORE)
     return found
 
 
@@ -132,7 +147,7 @@ def own_code(asked: Any, record: dict[str, Any] | None, what: str) -> Any:
             )
         raise RunError(
             f"The {what} of this run is code of yours ({title} in {place}), and code is run only when you name it.",
-            fix=f"--{what} {place}:{title}, or {python}",
+            fix=f"--{what} {shlex.quote(f'{place}:{title}')}, or {python}",
         )
     return None
 
@@ -155,14 +170,15 @@ def domain_and_target(folder: Path, domain: Any = None, task: Any = None) -> tup
     record = read_json(folder / "data.json")
     built = []
     for room, asked, attribute, what in (("domains", domain, "DOMAIN", "domain"), ("targets", task, "TARGET", "task")):
-        entry = record.get(what, {}) if isinstance(record, dict) else {}
+        with _sound(folder / "data.json"):
+            entry = dict(record[what])
         own = own_code(asked, entry, what)
-        try:
+        with _sound(folder / "data.json"):
             kind = own if own is not None else getattr(names.module(room, entry["name"]), attribute)
             kind = kind if isinstance(kind, type) else type(kind)
             built.append(kind(**entry["state"]))
-        except (KeyError, TypeError, UsageError) as error:
-            raise RunError(f"{folder / 'data.json'} is damaged: no {what} of it: {error}", fix=_RESTORE) from error
+            if own is None:
+                built[-1].prepare() if what == "domain" else built[-1].measures()  # what the state is for
     return built[0], built[1]
 
 
@@ -195,7 +211,10 @@ class Run:
         if not found:
             raise RunError(f"{self.folder} has no score: its status is {self.facts['status']!r}.",
                            fix=f"lamina resume {self.folder}")  # fmt: skip
-        return Headline(**{name: found[name] for name in ("score", "value", "low", "high", "split", "n")})
+        with _sound(self.folder / "run.json"):
+            made = Headline(**{name: found[name] for name in ("score", "value", "low", "high", "split", "n")})
+            str(made)  # that its numbers are numbers
+            return made
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -203,11 +222,12 @@ class Run:
         place = self.folder / "history.jsonl"
         if not place.is_file():
             raise RunError(f"{place} is missing.", expected=f"the run in {self.folder.absolute()}", fix=_RESTORE)
-        return [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+        return [documents.parse(line, place, _RESTORE) for line in place.read_bytes().splitlines()]
 
     @property
     def scores(self) -> list[dict[str, Any]]:
-        return list(read_json(self.folder / "scores.json")["scores"])
+        with _sound(self.folder / "scores.json"):
+            return list(read_json(self.folder / "scores.json")["scores"])
 
     @property
     def domain(self) -> Domain:
@@ -227,8 +247,12 @@ class Run:
     def net(self) -> nn.Module:
         """The trained net, in evaluation mode, on the CPU: a plain `nn.Module` that takes what `prepare` gives."""
         if self._built is None:
-            net = build_net(self.facts["net"], self.domain, self.target, self._net)
-            weights.load_exactly(net, self.weights())
+            given, how = self.weights(), (self.facts["net"], self.domain, self.target, self._net)
+            if not self.facts["net"].get("own") and self._net is None:
+                with _sound(self.folder / "run.json"), torch.device("meta"):  # a file may ask for any size
+                    weights.check(build_net(*how), given)
+            net = build_net(*how)
+            weights.load_exactly(net, given)
             self._built = net.eval()
         return self._built
 
@@ -264,7 +288,23 @@ class Run:
         if isinstance(inputs, (str, Path)):
             inputs = self.domain.open_inputs(str(inputs))[0]
         net, options = self._options(device, batch_size)
-        return self.target.given(self.domain.predict(net, inputs, self.target, **options))
+        with self._used():
+            return self.target.given(self.domain.predict(net, inputs, self.target, **options))
+
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        """What goes wrong in code of ours, in words: these inputs may be to blame, or numbers in data.json."""
+        try:
+            yield
+        except (LaminaError, MemoryError):
+            raise
+        except Exception as error:
+            if self.facts["net"].get("own") or self._net or self._domain or self._task:
+                raise
+            raise RunError(
+                f"{self.folder} has no answer to these inputs: {type(error).__name__}: {error}",
+                fix="if it has none to those it was trained on, data.json is damaged: restore it from a copy",
+            ) from error
 
     def reload(self, source: Any = None) -> data.Data:
         """The data of the run, as they were split and fitted then."""
@@ -290,6 +330,12 @@ class Run:
     def answers(self, part: str = "test", source: Any = None, **options: Any) -> tuple[np.ndarray, Answers, np.ndarray]:
         """(truth, answers, row numbers) of a part of the run's own data, or of labelled data given."""
         net, device = self._options(options.get("device", "cpu"), options.get("batch_size"))
+        with self._used():
+            return self._asked(net, part, source, device)
+
+    def _asked(
+        self, net: nn.Module, part: str, source: Any, device: dict[str, Any]
+    ) -> tuple[np.ndarray, Answers, np.ndarray]:
         if source is None:
             return held_out(net, self.reload(), part, **device)
         given = self.domain.read(source)

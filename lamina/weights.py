@@ -137,6 +137,12 @@ def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
 
 def load_exactly(net: nn.Module, weights: dict[str, Tensor]) -> None:
     """`load_state_dict`, strictly, with words for what does not fit."""
+    check(net, weights)
+    net.load_state_dict(dict(weights))
+
+
+def check(net: nn.Module, weights: dict[str, Tensor]) -> None:
+    """That weights have the names and shapes of a net. RunError in words where they have not."""
     own = net.state_dict()
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     wrong = [
@@ -151,4 +157,3 @@ def load_exactly(net: nn.Module, weights: dict[str, Tensor]) -> None:
             f"These weights do not fit the net {type(net).__name__}: {'; '.join(parts)}.",
             expected="weights of the same net with the same arguments",
         )
-    net.load_state_dict(dict(weights))
