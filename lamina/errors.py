@@ -88,4 +88,6 @@ _UNSEEN_AND_FINE = "\n\t\u00a0\u200c\u200d\u3000"  # wide spaces; what joins let
 def printable(text: str) -> str:
     """Text from a file as a screen or a page may show it: other characters that are not seen, such as the control codes
     that a terminal obeys and the marks that turn the direction of writing, become \ufffd."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c in _UNSEEN_AND_FINE else "\ufffd" for c in text)

@@ -496,6 +496,6 @@ def _cell(value: Any) -> Any:
     """Numbers to seven digits; text that a spreadsheet would run as a formula gets an apostrophe."""
     if isinstance(value, (float, np.floating)):
         return f"{float(value):.7g}"
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+    if isinstance(value, str) and value[:1] in tuple("=+-@\t\r\n＝＋－＠"):  # the wide ones in Japan
         return value if recipe.share(value) is not None else "'" + value  # a number is none, with its sign
     return value

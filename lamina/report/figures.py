@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lamina.errors import printable
 from lamina.imports import loading
 
 if TYPE_CHECKING:
@@ -350,5 +351,5 @@ def title(name: str) -> str:
 
 def _short(label: Any, most: int) -> str:
     """One line of at most `most` characters."""
-    words = " ".join(str(label).split())
+    words = printable(" ".join(str(label).split()))
     return words if len(words) <= most else words[: most - 1] + "…"

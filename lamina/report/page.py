@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.errors import printable
 from lamina.evaluate import beats, best_of, clopper_pearson
 from lamina.report.figures import title
 
@@ -74,9 +75,15 @@ def _template() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     place = FileSystemLoader(Path(__file__).parent, encoding="utf-8")
-    inside = Environment(loader=place, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    inside = Environment(loader=place, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+                         finalize=_visible)  # fmt: skip
     inside.filters.update(number=number, span=_span, percent=_percent, seconds=_seconds, title=title, plain=_plain)
     return inside.get_template("page.html.j2")
+
+
+def _visible(value: Any) -> Any:
+    """A text as it may stand on the page; what is markup already was made of such texts."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 # ---------------------------------------------------------------------------------------------------- numbers as words
