@@ -31,6 +31,7 @@ from lamina import (
     devices,
     engine,
     files,
+    fingerprints,
     initialisers,
     machine,
     mapped,
@@ -170,11 +171,14 @@ def resume(
     test: Any = None,
     groups: Any = None,
     watchers: Sequence[Any] = (),
+    accept_data_change: bool = False,
     quiet: bool = False,
 ) -> Run:
     """Go on with a run where it stopped: the same bits as if it had not, on the same machine. A run that is done is left
     alone. What is not in the folder must be given again: data and groups that were in memory, an own net, loss,
-    optimiser or watchers. What is refused leaves the run as it was."""
+    optimiser or watchers. What is refused leaves the run as it was.
+
+    accept_data_change: go on with data that changed since, if classes and shapes are the same; run.json tells it."""
     began = time.monotonic()
     folder = Path(folder)
     facts = runs_.facts(folder)
@@ -210,15 +214,10 @@ def resume(
         loss, optimizer = (
             _again(given, facts[what], what) for what, given in (("loss", loss), ("optimizer", optimizer))
         )
-        loaded, _ = data.load(asked, opened, split=runs_.stored_split(folder), fitted=kinds,
-                              loss=jobs.asked_loss(asked, loss), own_net=facts["net"]["own"])  # fmt: skip
-        found = loaded.fingerprint()
-        if found != facts["data"]["fingerprint"]:
-            raise RunError(
-                f"The data are not those {folder} was trained on: SHA-256 {found[:12]}, not "
-                f"{facts['data']['fingerprint'][:12]}.",
-                fix="give the data as they were, or train a new run",
-            )
+        loaded, changes = fingerprints.again(
+            folder, asked, opened, kinds, fingerprint=facts["data"]["fingerprint"], accept=accept_data_change,
+            loss=jobs.asked_loss(asked, loss), own_net=facts["net"]["own"],
+        )  # fmt: skip
         record = facts["net"]
         _seed(asked.seed or 0)
         module = runs_.build_net(record, kinds[0], kinds[1], net)
@@ -240,6 +239,8 @@ def resume(
         read_weights, tree, _ = states.read(newest)
         learning.state.load(read_weights, tree)
         learning.saved = learning.state.step
+        if changes:
+            _new_lineage(job, learning, changes)
         numerics = jobs.numerics(job)
         if numerics != facts["numerics"]:
             changed = [key for key in numerics if numerics[key] != facts["numerics"].get(key)]
@@ -247,6 +248,28 @@ def resume(
                               "on, valid but not bit for bit the same", "")])  # fmt: skip
         jobs.check_strict(job)
         return _go(job, learning, resumed=True)
+
+
+def _new_lineage(job: Job, learning: _Learning, changes: list[str]) -> None:
+    """The run goes on with other data: it says so for ever, and the epoch under way begins anew. run.json, by which the
+    change is noticed, is written last."""
+    facts, state, words = job.facts, learning.state, "; ".join(changes)
+    job.screen.findings([("warning", f"the data changed, which you accepted: {words}; the epoch begins anew", "")])
+    state.batch = 0
+    learning.history.rows.append({"epoch": state.epoch + 1, "step": state.step, "event": {"data_changed": changes}})
+    learning.saved = -1
+    _checkpoint(job, learning)
+    _flush(job, learning)
+    if job.data.split is not None:
+        files.write(job.folder / "splits.csv", splits.csv(job.data.split))
+    fingerprints.write(job.folder, job.data, job.recipe)
+    facts.setdefault("lineage", []).append(
+        {"fingerprint": facts["data"]["fingerprint"], "until_step": state.step, "changes": changes}
+    )
+    facts["data"].update(
+        fingerprint=job.data.fingerprint(), **{part: job.data.size(part) for part in data.PARTS}
+    )
+    runs_.write_json(job.folder / "run.json", facts)
 
 
 def _again(given: Any, record: dict[str, Any], what: str) -> Any:
@@ -460,6 +483,7 @@ def _write_start(job: Job, learning: _Learning) -> None:
             "origins": {name: list(origin) for name, origin in job.origins.items() if name not in objects},
         },
     )
+    fingerprints.write(folder, loaded, job.recipe)
     if loaded.split is not None:
         files.write(folder / "splits.csv", splits.csv(loaded.split))
     files.write(folder / "recipe.toml", recipes.text(job.recipe, job.origins, objects))
@@ -627,6 +651,7 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
     recipe, loaded, state, history = job.recipe, job.data, learning.state, learning.history
     unit, amount = recipes.every(recipe.checkpoint_every or "30s")
     valid = jobs.batches(job, "valid") if "valid" in loaded.parts else None
+    unchanged = fingerprints.Watch(loaded, recipe)
     saved_at = time.monotonic()
     epoch_began = time.monotonic()
     if learning.recovery is not None:
@@ -666,6 +691,7 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
 
         # Validate.
         if progress.epoch_end:
+            unchanged.look(progress.epoch)
             _sound(job, learning)
             progress.scores = {"train/loss": progress.mean_loss}
             if hasattr(state.batches, "scores"):

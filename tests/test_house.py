@@ -33,7 +33,7 @@ ORDER = [
     "targets",
     "domains evaluate",
     "data state history",
-    "run",
+    "run fingerprints",
     "purity tape tracing divergence rewrites graphs flat lanes trial engine watchers recovery determinism "
     "baselines explain report bundle export serve",
     "finder",

@@ -16,6 +16,9 @@ def resume(
     loss: Annotated[str | None, typer.Option("--loss", help="Your own loss' code: FILE.py:FUNCTION.")] = None,
     domain: OwnDomain = None,
     task: OwnTask = None,
+    accept_data_change: Annotated[
+        bool, typer.Option("--accept-data-change", help="Go on with data that changed, of the same classes and shapes.")
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -26,6 +29,8 @@ def resume(
     if facts(run)["status"] == "done":
         say(f"{run} is done: there is nothing to resume.")
         return
-    found = training.resume(run, net=net, loss=loss, domain=domain, task=task, quiet=quiet)
+    found = training.resume(
+        run, net=net, loss=loss, domain=domain, task=task, accept_data_change=accept_data_change, quiet=quiet
+    )
     if quiet:
         say(f"{found.folder}\t{found.headline}")
