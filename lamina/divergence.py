@@ -61,7 +61,11 @@ def finite(loss: Tensor, gradients: Iterable[Tensor]) -> bool:
     """Whether all numbers are finite: their sum is, or a closer look decides. On a GPU the answer is waited for once."""
     if loss.device.type != "cpu":
         return not found(loss, gradients)
-    return all(math.isfinite(t.sum().item()) or bool(t.isfinite().all()) for t in map(_values, gradients))
+    for gradient in gradients:
+        values = gradient if gradient.layout == torch.strided and gradient.is_floating_point() else _values(gradient)
+        if not math.isfinite(values.sum().item()) and not values.isfinite().all():
+            return False
+    return True
 
 
 def found(loss: Tensor, gradients: Iterable[Tensor]) -> Tensor:

@@ -14,6 +14,8 @@ from torch import nn
 import lamina
 from lamina.errors import UsageError
 
+pytestmark = pytest.mark.timeout(3600)
+
 QUIET = {"baselines": False, "report": False, "quiet": True, "epochs": 1, "batch_size": 16, "test": 0}
 
 

@@ -18,6 +18,8 @@ import lamina
 from lamina import recovery
 from lamina.errors import Diverged, Interrupted
 
+pytestmark = pytest.mark.timeout(3600)
+
 VALUES = (float("nan"), float("inf"), float("-inf"))
 QUIET = {"baselines": False, "report": False, "quiet": True}
 

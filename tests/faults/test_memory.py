@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_leaves
 import lamina
 from lamina.errors import ResourceError
 
+pytestmark = pytest.mark.timeout(3600)
+
 SIZE = 24
 torch.manual_seed(0)
 PARTS = [(torch.randn(SIZE, 6), torch.randint(0, 3, (SIZE,))) for _ in range(5)]
