@@ -584,6 +584,8 @@ def _asked(job: Job, learning: _Learning, watch: Any, progress: engine.Progress)
     """What a watcher asks for. One that fails ends the run after its step, which is saved."""
     try:
         return watch(progress)
+    except KeyboardInterrupt:  # a signal came while it looked, which is answered at once
+        raise
     except Exception as error:
         _checkpoint(job, learning)
         _flush(job, learning)
