@@ -17,13 +17,13 @@ MOST_BYTES = 16 << 20
 MOST_VALUES = 300_000  # a value takes up to 250 bytes of memory
 
 
-def parse(data: bytes, place: str | Path, fix: str = "") -> Any:
-    """The value of a JSON text. RunError, with `fix`, where it is none, or larger than anything Lamina writes."""
+def parse(data: bytes, place: str | Path, fix: str = "", times: int = 1) -> Any:
+    """The value of a JSON text. RunError, with `fix`, where it is none, or larger than so many `times` the usual limits."""
     values = sum(map(data.count, (b",", b"[", b"{")))
-    if len(data) > MOST_BYTES or values > MOST_VALUES:
+    if len(data) > times * MOST_BYTES or values > times * MOST_VALUES:
         raise RunError(
             f"{place} has {len(data):,} bytes and about {values:,} values.",
-            expected=f"at most {MOST_BYTES:,} bytes and {MOST_VALUES:,} values",
+            expected=f"at most {times * MOST_BYTES:,} bytes and {times * MOST_VALUES:,} values",
             fix=fix,
         )
     try:

@@ -24,6 +24,8 @@ from lamina.errors import Diverged, LaminaError, RunError
 from lamina.weights import load_exactly, pieces
 from lamina.weights import of as weights_of
 
+_LONG = 20  # of the usual limits of a JSON text: a history of a million epochs
+
 
 @dataclass
 class TrainState:
@@ -248,7 +250,10 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str,
 
     manifest, data = files.verify(path)
     try:
-        tree = unpack(from_bytes(data["state.safetensors"]), documents.parse(data["state.json"], f"{path}/state.json"))
+        tree = unpack(
+            from_bytes(data["state.safetensors"]),
+            documents.parse(data["state.json"], f"{path}/state.json", times=_LONG),
+        )
         return from_bytes(data["weights.safetensors"]), tree, manifest
     except KeyError as error:
         raise RunError(f"{path} lacks {error}.", expected="a checkpoint as Lamina writes it") from error

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from lamina import files, schedules, state
 from lamina.batches import LoaderBatches
 from lamina.errors import Diverged, LaminaError, RunError
+from lamina.history import History
 from lamina.state import TrainState
 
 # --- pack and unpack -------------------------------------------------------------------------------------------------
@@ -435,3 +436,14 @@ def test_every_flipped_bit_of_a_small_checkpoint_is_seen(tmp_path):
                 state.read(place)
         file.write_bytes(good)
     state.read(place)
+
+
+def test_the_history_of_very_many_epochs_is_read_again(tmp_path):
+    """More values than any text of somebody else's may have."""
+    history = History([{"epoch": k, "step": k, "train/loss": 0.5, "learning_rate": 1e-3} for k in range(200_000)])
+    net = nn.Linear(2, 2)
+    state.save(
+        tmp_path / "step-1", TrainState(net, torch.optim.SGD(net.parameters(), 0.1), parts={"history": history}), {}
+    )
+    _, tree, _ = state.read(tmp_path / "step-1")
+    assert tree["parts"]["history"]["rows"] == history.rows
