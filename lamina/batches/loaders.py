@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,15 +13,16 @@ from torch.utils.data import IterableDataset
 
 from lamina.batches.batch import Batch, moved, unpack
 from lamina.batches.generators import generators, set_generators
-from lamina.errors import DataError
+from lamina.errors import DataError, RunError
 
 
 class LoaderBatches:
     """A `DataLoader`, or any iterable of (x, ..., y), as its owner made it: his order, his generators, his workers.
 
     To resume in the middle of an epoch, the generators are put back to where they were when the epoch began and the
-    loader is walked again up to the place: exact when its items depend on nothing but those generators. A batch's
-    `indices` are places in that walk, since only the loader knows which examples it gives.
+    loader is walked again up to the place: exact when its items depend on nothing but those generators. An IterableDataset
+    that gives other answers than it gave, since it cannot be read again, is refused. A batch's `indices` are places in that
+    walk, since only the loader knows which examples it gives.
     """
 
     indices_are = "counted in the order your loader gave them"
@@ -40,6 +42,7 @@ class LoaderBatches:
         # With several workers the last batches of a stream can be more, or fewer, than its len() says.
         self.exact = not isinstance(getattr(loader, "dataset", None), IterableDataset)
         self._began: dict[str, Any] | None = None  # the generators at the beginning of the epoch under way
+        self._seen = ""  # a hash of those batches
         self._given = 0  # batches of this epoch handed out: one more than the steps took, where one is read ahead
         self._resume: dict[str, Any] = {}
 
@@ -54,8 +57,8 @@ class LoaderBatches:
         now, given = generators(), max(start, self._resume.get("given", 0))
         if start and self._resume.get("began") is not None:
             self._set(self._resume["began"])
-        self._began, self._given = self._get(), 0
-        walk, place = iter(self.loader), 0
+        self._began, self._given, self._seen = self._get(), 0, ""
+        walk, place, seen = iter(self.loader), 0, ""
         ahead: list[Any] = []  # had been read but not learned from, when the state was saved
         for k in range(given if start else 0):
             item = next(walk, None)
@@ -64,14 +67,24 @@ class LoaderBatches:
                     f"The loader gave {k} batches; the run had already learned from {start} in this epoch.",
                     fix="give the loader of the run, over the same data",
                 )
+            seen = seen if self.exact else _after(seen, item)
             if k < start:
-                place += len(unpack(item)[0][0])
+                self._seen, place = seen, place + len(unpack(item)[0][0])
             else:
                 ahead.append(item)
         if start:
             set_generators(now)
+            if not self.exact and self._resume.get("seen", seen) != seen:
+                raise RunError(
+                    f"The stream did not give the {given} batches again that the run had from it in this epoch, so nobody "
+                    "knows where it stopped.",
+                    expected="a stream that gives the same in every walk, or depends on the generators alone",
+                    fix="begin the epoch anew: lamina resume --restart-epoch, lamina.resume(..., restart_epoch=True)",
+                )
         for item in itertools.chain(ahead, walk):
             self._given = max(start, self._given) + 1
+            if not self.exact:
+                self._seen = _after(self._seen, item)
             inputs, truth = moved(item, self.encode_truth, self.device)
             if self.prepare is not None:
                 with torch.no_grad():
@@ -97,10 +110,29 @@ class LoaderBatches:
 
     def state_dict(self) -> dict[str, Any]:
         own = self._generator()
-        return {"began": self._began, "given": self._given, "own": None if own is None else own.get_state()}
+        return {
+            "began": self._began,
+            "given": self._given,
+            "seen": self._seen,
+            "own": None if own is None else own.get_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resume = dict(state)
         own = self._generator()
         if own is not None and state.get("own") is not None:
             own.set_state(state["own"])
+
+
+def _after(seen: str, item: Any) -> str:
+    """A hash of batches and one more: of its answers, or of its inputs where it has none; those may be noisy, in the same
+    numbers that the net draws from."""
+    digest = hashlib.sha256(seen.encode())
+    inputs, truth = unpack(item)
+    for part in inputs if truth is None else (truth,):
+        if isinstance(part, Tensor) and part.ndim and part.layout == torch.strided:
+            numbers = part.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(str(tuple(part.shape)).encode() + numbers.numpy().tobytes())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()

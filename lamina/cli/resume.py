@@ -19,6 +19,12 @@ def resume(
     accept_data_change: Annotated[
         bool, typer.Option("--accept-data-change", help="Go on with data that changed, of the same classes and shapes.")
     ] = False,
+    restart_epoch: Annotated[
+        bool,
+        typer.Option(
+            "--restart-epoch", help="Walk the epoch under way from its beginning, with the weights as they are."
+        ),
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -30,7 +36,14 @@ def resume(
         say(f"{run} is done: there is nothing to resume.")
         return
     found = training.resume(
-        run, net=net, loss=loss, domain=domain, task=task, accept_data_change=accept_data_change, quiet=quiet
+        run,
+        net=net,
+        loss=loss,
+        domain=domain,
+        task=task,
+        accept_data_change=accept_data_change,
+        restart_epoch=restart_epoch,
+        quiet=quiet,
     )
     if quiet:
         say(f"{found.folder}\t{found.headline}")

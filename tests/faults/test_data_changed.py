@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 import lamina
 from lamina import fingerprints, run
@@ -25,9 +25,12 @@ ASKED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def pull(progress: Any) -> None:
-    if progress.step == 9:
-        os.kill(os.getpid(), signal.SIGTERM)
+def pulls(step: int) -> Callable[[Any], None]:
+    def pull(progress: Any) -> None:
+        if progress.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return pull
 
 
 def table(names: tuple[str, ...] = ("ant", "bee", "cat")) -> dict[str, np.ndarray]:
@@ -38,7 +41,7 @@ def table(names: tuple[str, ...] = ("ant", "bee", "cat")) -> dict[str, np.ndarra
 
 def stopped(source: Any, runs: Path, **asked: Any) -> Path:
     with pytest.raises(Interrupted):
-        lamina.train(source, runs=runs, name="run", watchers=[pull], **{**ASKED, **asked})
+        lamina.train(source, runs=runs, name="run", watchers=[pulls(9)], **{**ASKED, **asked})
     return runs / "run"
 
 
@@ -281,3 +284,57 @@ def test_items_that_change_under_a_training_stop_it(tmp_path):
 
     with pytest.raises(DataError, match="1 of 17 items that were looked at are otherwise: row 9"):
         lamina.train(dataset, net=net, runs=tmp_path, watchers=[change], **ASKED)
+
+
+# --- A stream ---------------------------------------------------------------------------------------------------------
+
+
+class Stream(IterableDataset):
+    """Numbers that go on from where they were, as a socket's would; or the same in every walk."""
+
+    def __init__(self, live: bool) -> None:
+        self.live, self.at = live, 1
+
+    def __iter__(self) -> Any:
+        for k in range(96):
+            number, self.at = (self.at if self.live else k), self.at + 1
+            yield torch.full((5,), number % 7.0) + torch.rand(5), number % 3
+
+
+@pytest.mark.fault(24)
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_stream_that_gives_the_same_again_goes_on_in_the_middle(tmp_path, accumulate):
+    asked = {"epochs": 3, "batch_size": 8, "quiet": True, "seed": 1, "runs": tmp_path, "accumulate": accumulate}
+
+    def own() -> nn.Module:
+        torch.manual_seed(0)
+        return net()
+
+    torch.manual_seed(5)
+    golden = lamina.train(Stream(False), net=own(), name="golden", **asked)
+    for step in (5, 6):
+        name, module = f"run-{step}", own()
+        with pytest.raises(Interrupted):
+            lamina.train(Stream(False), net=module, name=name, watchers=[pulls(step)], **asked)
+        with pytest.raises(Interrupted):  # and once more, one step later
+            lamina.resume(tmp_path / name, Stream(False), net=module, quiet=True, watchers=[pulls(step + 1)])
+        found = lamina.resume(tmp_path / name, Stream(False), net=module, quiet=True, watchers=[pulls(1000)])
+        assert (found.folder / "weights.safetensors").read_bytes() == (
+            golden.folder / "weights.safetensors"
+        ).read_bytes()
+
+
+@pytest.mark.fault(24)
+def test_a_stream_that_cannot_be_read_again_is_refused_or_its_epoch_begins_anew(tmp_path):
+    asked = {"epochs": 3, "batch_size": 8, "quiet": True, "seed": 1, "runs": tmp_path, "name": "run"}
+    stream = Stream(True)
+    with pytest.raises(Interrupted):
+        lamina.train(stream, net=net, watchers=[pulls(15)], **asked)
+    with pytest.raises(
+        RunError, match=r"did not give the . batches again .*so nobody knows where it stopped"
+    ) as caught:
+        lamina.resume(tmp_path / "run", stream, net=net, quiet=True)
+    assert "--restart-epoch" in caught.value.fix and caught.value.exit_code == 4
+    found = lamina.resume(tmp_path / "run", stream, net=net, quiet=True, restart_epoch=True)
+    assert found.facts["status"] == "done" and found.facts["steps"] == 15 + 2 * 12
+    assert [row["event"] for row in found.history if "event" in row] == [{"restarted_epoch": 2}]
