@@ -58,7 +58,7 @@ class Recovery:
             events.append({"skipped": about, "words": error.what})
             if int(self.state.in_row) >= SKIPS or self._bad():
                 events.append(self._back(error))
-        elif self.supervised and (progress.loss_is_near or self.state.step % _LOOK == 0):
+        elif progress.loss_is_near or self.state.step % _LOOK == 0:
             events += self._look(progress.loss)
         return events
 
@@ -84,9 +84,11 @@ class Recovery:
 
     def _look(self, loss: float) -> list[dict[str, Any]]:
         """Is the loss far above where it began? Where it is not even above that, the weights are good."""
+        if not math.isfinite(loss):  # on a GPU, and the kernel has left the step out
+            return []
         if self._first is None:
             self._first = loss
-        far = loss > self._first + _FAR * max(abs(self._first), 1.0)
+        far = self.supervised and loss > self._first + _FAR * max(abs(self._first), 1.0)
         self._high = self._high + 1 if far else 0
         if self._high >= _HIGH:
             words = (
@@ -96,7 +98,11 @@ class Recovery:
                 f"a lower learning rate than {float(self.state.optimizer.param_groups[0]['lr']):g}, or --clip-norm 1"
             )
             return [self._back(Diverged(f"{words} for {_HIGH} steps.", fix=advice))]
-        if self.state.step - self.good_step >= _EVERY and loss <= self._first and not self._bad():
+        if (
+            self.state.step - self.good_step >= _EVERY
+            and (loss <= self._first or not self.supervised)
+            and not self._bad()
+        ):
             self._keep()
             if self.state.step - self._back_at >= _APART:
                 self._backs = 0
