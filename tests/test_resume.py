@@ -360,6 +360,7 @@ def test_a_second_signal_acts_at_once_and_damages_nothing(quick, pictures, runs,
 def test_what_ends_after_the_run_is_done_leaves_it_done(quick, pictures, runs, golden, monkeypatch):
     """Ctrl-C, or a reader that went away, while the last words are printed."""
     start, _ = starting(pictures, runs, "run", SETTINGS["plateau"])
+    golden("plateau")
     monkeypatch.setattr(results, "_closing", lambda *_: (_ for _ in ()).throw(BrokenPipeError()))
     with pytest.raises(BrokenPipeError):
         start()

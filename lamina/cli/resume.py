@@ -33,6 +33,7 @@ def resume(
         from lamina.run import facts
 
     if facts(run)["status"] == "done":
+        training.resume(run, quiet=True)  # which only tidies up
         say(f"{run} is done: there is nothing to resume.")
         return
     found = training.resume(
