@@ -172,13 +172,16 @@ def resume(
     groups: Any = None,
     watchers: Sequence[Any] = (),
     accept_data_change: bool = False,
+    restart_epoch: bool = False,
     quiet: bool = False,
 ) -> Run:
     """Go on with a run where it stopped: the same bits as if it had not, on the same machine. A run that is done is left
     alone. What is not in the folder must be given again: data and groups that were in memory, an own net, loss,
     optimiser or watchers. What is refused leaves the run as it was.
 
-    accept_data_change: go on with data that changed since, if classes and shapes are the same; run.json tells it."""
+    accept_data_change: go on with data that changed since, if classes and shapes are the same; run.json tells it.
+    restart_epoch: walk the epoch under way from its beginning, with the weights as they are: for a stream that cannot be
+    read again up to where it was."""
     began = time.monotonic()
     folder = Path(folder)
     facts = runs_.facts(folder)
@@ -241,6 +244,10 @@ def resume(
         read_weights, tree, _ = states.read(newest)
         learning.state.load(read_weights, tree)
         learning.saved = learning.state.step
+        if restart_epoch and learning.state.batch:
+            learning.state.batch = 0
+            event = {"restarted_epoch": learning.state.epoch + 1}
+            learning.history.rows.append({"epoch": learning.state.epoch + 1, "step": learning.state.step, "event": event})
         if changes:
             _new_lineage(job, learning, changes)
         numerics = jobs.numerics(job)
@@ -268,9 +275,7 @@ def _new_lineage(job: Job, learning: _Learning, changes: list[str]) -> None:
     facts.setdefault("lineage", []).append(
         {"fingerprint": facts["data"]["fingerprint"], "until_step": state.step, "changes": changes}
     )
-    facts["data"].update(
-        fingerprint=job.data.fingerprint(), **{part: job.data.size(part) for part in data.PARTS}
-    )
+    facts["data"].update(fingerprint=job.data.fingerprint(), **{part: job.data.size(part) for part in data.PARTS})
     runs_.write_json(job.folder / "run.json", facts)
 
 
