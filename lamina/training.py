@@ -247,7 +247,9 @@ def resume(
         if restart_epoch and learning.state.batch:
             learning.state.batch = 0
             event = {"restarted_epoch": learning.state.epoch + 1}
-            learning.history.rows.append({"epoch": learning.state.epoch + 1, "step": learning.state.step, "event": event})
+            learning.history.rows.append(
+                {"epoch": learning.state.epoch + 1, "step": learning.state.step, "event": event}
+            )
         if changes:
             _new_lineage(job, learning, changes)
         numerics = jobs.numerics(job)
