@@ -29,9 +29,8 @@ from lamina.errors import ResourceError, RunError
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOST_PICKLE = (
-    8 << 20
-)  # bytes: the part that says what the tensors are; those of the largest nets have one or two million
+MOST_PICKLE = 8 << 20  # bytes: the part that says what the tensors are; large nets have one or two million
+MOST_OPCODES = 1_000_000  # of it: a tensor takes some 40
 MOST_RECORDS = 100_000  # tensors in a file
 _LEGACY = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 1.6 begin, after the protocol
 _EXPECTED = "a state dict: torch.save(net.state_dict(), path)"
@@ -198,7 +197,9 @@ def _globals(file: IO[bytes]) -> Iterator[tuple[str | None, str]]:
     words: list[Any] = []  # the last texts, which STACK_GLOBAL takes from the stack
     memo: dict[Any, Any] = {}
     last: Any = None
-    for code, argument, _ in pickletools.genops(file):
+    for count, (code, argument, _) in enumerate(pickletools.genops(file)):
+        if count > MOST_OPCODES:
+            raise ValueError(f"it has more than {MOST_OPCODES:,} pickle opcodes, and a tensor takes some 40")
         name = None
         if code.name in ("GLOBAL", "INST"):
             name = _title(*str(argument).split(" ", 1))

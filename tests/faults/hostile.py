@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import pickle
 import random
+import re
 import resource
 import struct
 import sys
@@ -183,36 +185,52 @@ def everything(canary: str, port: int) -> Iterator[tuple[str, bytes]]:
 
 
 class Watch:
-    """How a function does with many files: what it takes, what it refuses, what it crashes on."""
+    """How a function does with many files: what it takes, what it refuses, what it crashes on, and what that costs."""
 
     def __init__(self) -> None:
         self.taken = self.refused = 0
         self.crashes: list[str] = []
-        self.slowest = 0.0
-        self._before = peak()
+        self.slowest = 0.0  # seconds of the processor
+        self._most = 0.0
 
     def __call__(self, act: Callable[[], Any], title: str) -> LaminaError | None:
-        began = time.monotonic()
+        began, before = time.process_time(), memory("VmRSS")
+        forget_peak()
         try:
             act()
             self.taken += 1
         except LaminaError as error:
             self.refused += 1
             return error
-        except BaseException as error:
+        except Exception as error:
             self.crashes.append(f"{title}: {type(error).__name__}: {str(error)[:200]}")
         finally:
-            self.slowest = max(self.slowest, time.monotonic() - began)
+            self.slowest = max(self.slowest, time.process_time() - began)
+            self._most = max(self._most, memory("VmHWM") - before)
         return None
 
     def megabytes(self) -> float:
-        """How much higher the memory of this process has been since then."""
-        return round(peak() - self._before, 1)
+        """The most memory that one file took, above what the process had before."""
+        return round(self._most, 1)
 
 
-def peak(of: int = resource.RUSAGE_SELF) -> float:
-    """The most memory so far, in MB."""
-    return resource.getrusage(of).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+def memory(name: str) -> float:
+    """VmRSS, the memory of this process, or VmHWM, the most it had: in MB. 0 where the system does not tell."""
+    try:
+        return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3  # type: ignore[index]
+    except OSError:
+        return 0.0
+
+
+def forget_peak() -> None:
+    """Let VmHWM begin anew."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_of_children() -> float:
+    """The most memory that a process started here ever had, in MB."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def mutated(draw: random.Random, seeds: list[bytes]) -> bytes:

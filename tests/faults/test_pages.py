@@ -20,7 +20,8 @@ from lamina.errors import printable
 LABELS = [
     "<script>document.title='owned'</script>", "\"><img src=x onerror=document.title='owned'>",
     "' onload='document.title=1",
-    "</style><script>document.title='owned'</script>", "{{7*7}}{% raw %}", "\x1b]0;owned\x07\x1b[31mred\x1b[2J", "\u202egnp.exe\u2066",
+    "</style><script>document.title='owned'</script>", "{{7*7}}{% raw %}",
+    "\x1b]0;owned\x07\x1b[31mred\x1b[2J", "\u202egnp.exe\u2066",
     "a\x00b", "=cmd|' /C calc'!A0", "+1+cmd|' /C calc'!A0", "@SUM(1+1)*cmd", "-2+3", "\t=1+1", "\uff1d1+1", "\r\nevil,1",
     "$\\frac{$", "&lt;b&gt;", "javascript:alert(1)", "\x9b31m\x84", "wörter 日本語 👩‍💻", "x" * 300,
 ]  # fmt: skip

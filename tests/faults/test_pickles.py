@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import resource
 import socket
 import subprocess
 import sys
@@ -209,12 +208,12 @@ BOMBS = {
 
 
 @pytest.mark.fault(46, 47)
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.timeout(1800)
 def test_much_out_of_little_is_refused(tmp_path, counted, recorded):
     path = tmp_path / "net.pth"
     torch.save(sound(), path)
     weights.read_weights(path)
-    watch, before = hostile.Watch(), hostile.peak(resource.RUSAGE_CHILDREN)
+    watch, before = hostile.Watch(), hostile.peak_of_children()
     for k, (title, data) in enumerate(BOMBS.items()):
         for container in ("zip", "legacy"):
             if k % counted(13, 1) or (container == "legacy" and not counted(0, 1)):
@@ -222,12 +221,13 @@ def test_much_out_of_little_is_refused(tmp_path, counted, recorded):
             hostile.write(path, hostile.containers(data)[container])
             error = watch(lambda: weights.read_weights(path), f"{title} in {container}")
             assert error is None or len(str(error)) < 2000
-    more = hostile.peak(resource.RUSAGE_CHILDREN) - before
+    more = hostile.peak_of_children() - before
     assert watch.crashes == [] and watch.taken == 0 and watch.megabytes() < 100 and more < 100
     recorded(bombs=watch.refused, crashes=0, megabytes=max(watch.megabytes(), round(more, 1)))
 
 
 @pytest.mark.fault(46, 5)
+@pytest.mark.timeout(1800)
 def test_every_cut_is_refused(tmp_path, counted, recorded):
     watch, path = hostile.Watch(), tmp_path / "net.pth"
     for zipped in (True, False):
@@ -256,8 +256,8 @@ def test_changed_files_are_refused_in_words(tmp_path, listener, counted, recorde
         *hostile.tricks("os", "system", (f"touch {canary}",)).values(),
         *BOMBS.values(),
     ]
-    inner = [part for part in inner if len(part) < 100_000]
-    watch, opened, apart = hostile.Watch(), 0, counted(1, 200)
+    inner = [part for part in inner if len(part) < 20_000]
+    watch, opened, apart = hostile.Watch(), 0, counted(1, 20)
     for draw in hostile.until(counted(1, 240), seed=46):
         within = draw.random() < 0.7
         content = hostile.in_zip(hostile.mutated(draw, inner)) if within else hostile.mutated(draw, seeds)
