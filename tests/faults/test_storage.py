@@ -423,7 +423,7 @@ def test_where_files_cannot_be_replaced_a_training_is_refused(runs, monkeypatch)
 
     steps: list[int] = []
     monkeypatch.setattr(files, "disk", Odd())
-    with pytest.raises(ResourceError, match=r"run\.json could not be written"):
+    with pytest.raises(ResourceError, match=r"\w+\.json could not be written"):
         train(runs, watchers=[lambda progress: steps.append(progress.step)])
     assert steps == []
 
