@@ -124,7 +124,7 @@ RECIPES = {
     "date": "seed = 1979-05-27",
     "2^63": f"batch_size = {2**63}.5", "unknown": "hook = 'os.system'", "method": "__class__ = 'os.system'",
     "own code": "net = 'evil.py:Net'",
-    "own loss": "loss = 'evil.py:loss'", "own domain": "domain = 'evil.py:D'", "own task": "task = '/tmp/evil.py:T'",
+    "own loss": "loss = 'evil.py:loss'", "own domain": "domain = 'evil.py:D'", "own task": "task = 'code/evil.py:T'",
     "own optimiser": "optimizer = 'evil.py:O'", "dotted name": "net = 'os.system'", "up": "net = '../evil'",
     "init": "init = 'evil.py:init'",
     "net of a package": "net = 'lamina.nets.mlp'", "dunder": "net = '__init__'",
