@@ -143,11 +143,12 @@ class Readers:
     def _replace(self, worker: _Worker, why: ResourceError, weight: float = 1) -> None:
         """Another worker for one that has died, with the batches it was asked for. ResourceError where its example has ended
         as many as may be."""
-        self._deaths[worker.at] = self._deaths.get(worker.at, 0.0) + weight
-        if self._deaths[worker.at] >= DEATHS:
+        example = worker.at
+        worker.end()
+        self._deaths[example] = self._deaths.get(example, 0.0) + weight
+        if self._deaths[example] >= DEATHS:
             raise why
         warnings.warn(f"{why.what} Another reads its batches again.", RuntimeWarning, stacklevel=2)
-        worker.end()
         new = _Worker(self, worker.number)
         self._workers[self._workers.index(worker)] = new
         for walk, k in sorted(worker.asked.values()):

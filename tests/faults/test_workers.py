@@ -115,7 +115,7 @@ def test_another_number_of_workers_after_resume_changes_nothing(tmp_path):
         return lamina.resume(tmp_path / name, Noisy(), net=asked["net"], quiet=True)
 
     golden = (trained("golden", 0, None).folder / "weights.safetensors").read_bytes()
-    for first, then in ((0, 2), (2, 1), (1, 4), (4, 0)):
+    for first, then in ((0, 2), (4, 1)):
         folder = trained(f"{first}-{then}", first, then).folder
         assert (folder / "weights.safetensors").read_bytes() == golden
 
@@ -128,7 +128,7 @@ def test_another_number_of_workers_after_resume_changes_nothing(tmp_path):
 @REPLACED
 def test_killed_workers_cost_no_bit(counted, recorded):
     """Killed at random times, idle or in the middle of an item."""
-    wanted, draw, killed = counted(8, 200), random.Random(0), 0
+    wanted, draw, killed = counted(5, 200), random.Random(0), 0
     dataset = Noisy(120, lambda k: time.sleep(1e-4))
     expected = walked(dataset, epochs=6, workers=0)
     while killed < wanted:
