@@ -244,6 +244,7 @@ def resume(
         read_weights, tree, _ = states.read(newest)
         learning.state.load(read_weights, tree)
         learning.saved = learning.state.step
+        states.prune(folder / "checkpoints", sound=newest)  # a disk that failed may have kept one too many
         if restart_epoch and learning.state.batch:
             learning.state.batch = 0
             event = {"restarted_epoch": learning.state.epoch + 1}
