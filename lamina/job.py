@@ -264,6 +264,7 @@ def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.d
             output = loaded.domain.outputs(net, batch)
         except Exception as error:
             if pieces.out_of_memory(error):
+                loaded.domain.outputs(net, pieces.part(batch, slice(1)))  # one example must fit
                 return  # the first step will be made in pieces
             raise UsageError(
                 f"Your net raised {type(error).__name__} on a batch of {shapes}: {error}",

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from lamina import files
-from lamina.errors import DataError, ResourceError, RunError, UsageError
+from lamina.errors import DataError, ResourceError, UsageError
 from lamina.sources import Source, describe, idx
 
 # name -> bytes and SHA-256 of the unpacked file
@@ -209,7 +209,7 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             with _cache_words(folder):
                 lock = files.Lock(files.folder(folder))
-        except RunError:
+        except UsageError:
             time.sleep(0.2)
     with lock:
         yield
