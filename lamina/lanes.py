@@ -36,7 +36,7 @@ Gradients = tuple[Tensor, Tensor, Any]  # the loss, the loss with penalties (bot
 _CAPTURED = ("cuda",)  # devices on which a step is captured as a graph, if somebody asks for it
 _NEAR = 1e-3  # of the largest number, on such a device: there, sums are made in any order
 _SHAPES = 4  # recordings at most: data that always come in other shapes are not for recording
-_CHECK = 500  # replays after which the first step of an epoch is compared with an eager one
+_CHECK = 2000  # replays after which the first step of an epoch is compared with an eager one
 _AGAIN = 8  # new recordings at most, because the net was changed from outside
 
 
