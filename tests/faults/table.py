@@ -11,6 +11,8 @@ test covers which row as it is now. To make figures anew:
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 from collections import defaultdict
@@ -103,11 +105,10 @@ class _Marks:
 def marks() -> dict[int, list[str]]:
     """The tests of each row."""
     found = _Marks()
-    code = pytest.main(
-        ["--collect-only", "-q", "-p", "no:terminal", "-p", "no:cacheprovider", str(ROOT / "tests")], [found]
-    )
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", str(ROOT / "tests")], [found])
     if code:
-        sys.exit(f"the tests could not be collected: exit code {code}")
+        sys.exit(f"the tests could not be collected: {said.getvalue()}")
     unknown = found.rows.keys() - {row for rows in PARTS.values() for row in rows}
     if unknown:
         sys.exit(f"there are no rows {sorted(unknown)}")
@@ -129,14 +130,17 @@ def figures() -> dict[str, list[dict[str, Any]]]:
 
 
 def words(found: list[dict[str, Any]]) -> str:
-    """'planted 1,000, lost 0': of several parameters, the sum."""
+    """'planted 1,000, lost 0': of several parameters, sums of counts, and the largest of what is measured."""
     total: dict[str, Any] = {}
     for one in found:
         for name, value in one.items():
             if name in ("test", "full", "seconds"):
                 continue
-            adds = isinstance(value, (int, float)) and not isinstance(value, bool) and name in total
-            total[name] = total[name] + value if adds else value
+            if isinstance(value, int) and not isinstance(value, bool) and name in total and name != "seed":
+                value += total[name]
+            elif isinstance(value, float):
+                value = max(value, total.get(name, value))
+            total[name] = value
     parts = [
         f"{name.replace('_', ' ')} {value:,}" if isinstance(value, (int, float)) else f"{name} {value}"
         for name, value in total.items()
