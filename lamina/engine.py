@@ -53,6 +53,7 @@ class Progress:
         ] = {}  # of this step: `skipped`, the error that would have been raised; `most`, `words`
         self._batch: Batch | None = None
         self._loss: Tensor | None = None
+        self._near: float | None = None  # the same, where it was read
         self._began = time.monotonic()
         self._before = state.seconds
 
@@ -78,6 +79,8 @@ class Progress:
     @property
     def loss(self) -> float:
         """Of this step, penalties included."""
+        if self._near is not None:
+            return self._near
         return float("nan") if self._loss is None else float(self._loss)
 
     @property
@@ -283,7 +286,7 @@ def learn(
 
                 # The cursor points to the next batch before anybody can look, so that saving here is exact.
                 progress.epoch, progress.batch, progress.epoch_end = state.epoch, state.batch + len(window) - 1, last
-                progress._batch, progress._loss = window[-1], step.whole
+                progress._batch, progress._loss, progress._near = window[-1], step.whole, step.near
                 state.examples += sum(batch.count for batch in window)
                 state.step += 1
                 state.batch += len(window)
@@ -353,6 +356,7 @@ class _Step:
     whole: Tensor  # the loss, penalties included
     parts: list[tuple[Tensor, Any, int]]  # of each micro-batch: the loss, what its mean is over, examples
     bad: Batch | None = None  # the micro-batch whose loss is not finite: there are no gradients then
+    near: float | None = None  # the loss, where it was read
 
 
 def _made(window: list[Batch], lane: Lane, scaler: Any) -> _Step:
@@ -360,7 +364,9 @@ def _made(window: list[Batch], lane: Lane, scaler: Any) -> _Step:
     if len(window) > 1 or scaler is not None:
         return _accumulated(window, lane, scaler)
     value, whole, count = lane.gradients(window[0])
-    return _Step(whole, [(value, count, window[0].count)], window[0] if _wrong(whole) else None)
+    near = whole.item() if whole.device.type in _NEAR else None
+    wrong = near is not None and not math.isfinite(near)
+    return _Step(whole, [(value, count, window[0].count)], window[0] if wrong else None, near)
 
 
 def _wrong(loss: Tensor) -> bool:
