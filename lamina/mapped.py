@@ -218,6 +218,12 @@ def concatenated(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """`numpy.concatenate`, into a map where the whole is above the limit."""
     limit = _most.get()
     if limit is None or sum(array.nbytes for array in arrays) <= limit:
+        plain = len({array.dtype for array in arrays}) == 1 and all(
+            array.dtype.isnative and array.dtype.kind in "bu" and array.itemsize == 1 and array.flags.writeable
+            for array in arrays
+        )
+        if plain:  # ten times quicker: numpy asks for huge pages, which the system first has to make
+            return torch.cat([torch.from_numpy(array) for array in arrays]).numpy()
         return np.concatenate(arrays)
     whole = empty((sum(map(len, arrays)), *arrays[0].shape[1:]), np.result_type(*arrays))
     place = 0

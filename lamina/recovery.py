@@ -9,7 +9,7 @@ or gradient is not finite; this module acts when that goes on, or when the loss 
     for the fourth time, with fewer than 1,000 steps after each
         -> Diverged
 
-The last good weights are a copy in memory, made every 100 steps where the loss is no higher than at the beginning. It is a
+The last good weights are a copy in memory, made every 500 steps where the loss is no higher than at the beginning. It is a
 part of every checkpoint, and depends on steps alone: so a resumed training goes back to where the other one did. The
 optimiser begins anew, since what it remembers is how the training went wrong.
 """
@@ -31,7 +31,7 @@ _HIGH = 5  # steps in a row with a loss far above the first
 _FAR = 10.0  # how far: above it by so many times its size, and by so much at least
 _BACKS = 3  # times
 _APART = 1000  # steps after which an earlier way back is forgotten
-_EVERY = 100  # steps between two copies
+_EVERY = 500  # steps between two copies
 _LOOK = 32  # steps on a GPU between two looks at the loss, which wait for it
 
 
@@ -121,7 +121,11 @@ class Recovery:
         return [n for n, v in places.items() if not math.isfinite(v.sum()) and not bool(torch.isfinite(v).all())]
 
     def _keep(self) -> None:
-        self.good = {name: value.detach().to("cpu", copy=True) for name, value in self._places().items()}
+        places = self._places()
+        if not self.good:
+            self.good = {name: torch.empty_like(value, device="cpu") for name, value in places.items()}
+        for name, value in places.items():
+            self.good[name].copy_(value)
         self.good_step = self.state.step
 
     def _back(self, error: Diverged) -> dict[str, Any]:
