@@ -18,10 +18,9 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
 from lamina import checks, mapped, names, splits
 from lamina.batches import keeping_generators, unpack
-from lamina.batches.aside import SHARE, SetAside
-from lamina.batches.items import out_of_memory
+from lamina.batches.aside import SHARE, SetAside, reason
 from lamina.domains.base import Domain, Encoded
-from lamina.errors import DataError, UsageError, near
+from lamina.errors import DataError, UsageError, near, out_of_memory
 from lamina.recipe import Recipe, share
 from lamina.sources import Examples, Source
 from lamina.targets.base import Target, bare
@@ -123,7 +122,7 @@ def truths(dataset: Any, bad: dict[int, str] | None = None, first: int = 0) -> n
                         f"Example {first + k} of the Dataset could not be read: {type(error).__name__}: {error}",
                         fix="mend or leave out this example",
                     ) from error
-                bad[first + k] = f"{type(error).__name__}: {error}"[:300]
+                bad[first + k] = reason(error)
                 found.append(None)
                 continue
             _, truth = unpack(item)
@@ -143,7 +142,7 @@ def _answer_is(dataset: Any, k: int, listed: Any, bad: dict[int, str] | None, fi
     except Exception as error:
         if bad is None or out_of_memory(error):
             return False
-        bad[first + k] = f"{type(error).__name__}: {error}"[:300]
+        bad[first + k] = reason(error)
         return True
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lamina import devices, divergence, losses, pieces
 from lamina.batches import Batch, walkable
-from lamina.errors import DataError, Diverged, UsageError
+from lamina.errors import DataError, Diverged, UsageError, out_of_memory
 from lamina.lanes import Lane
 from lamina.state import TrainState, all_generators, set_all_generators
 
@@ -364,14 +364,18 @@ def _made(window: list[Batch], lane: Lane, scaler: Any) -> _Step:
     if len(window) > 1 or scaler is not None:
         return _accumulated(window, lane, scaler)
     value, whole, count = lane.gradients(window[0])
-    near = whole.item() if whole.device.type in _NEAR else None
-    wrong = near is not None and not math.isfinite(near)
-    return _Step(whole, [(value, count, window[0].count)], window[0] if wrong else None, near)
+    near = _read(whole)
+    return _Step(whole, [(value, count, window[0].count)], window[0] if _wrong(near) else None, near)
 
 
-def _wrong(loss: Tensor) -> bool:
-    """Whether a loss is seen to be NaN or infinite, where it can be seen without waiting."""
-    return loss.device.type in _NEAR and not math.isfinite(loss.item())
+def _read(loss: Tensor) -> float | None:
+    """A loss, where it can be read without waiting."""
+    return loss.item() if loss.device.type in _NEAR else None
+
+
+def _wrong(near: float | None) -> bool:
+    """Whether it is seen to be NaN or infinite."""
+    return near is not None and not math.isfinite(near)
 
 
 def _made_in_pieces(
@@ -383,7 +387,7 @@ def _made_in_pieces(
         try:
             return _made(parts, lane, scaler), parts
         except Exception as error:
-            most = pieces.smaller(parts) if pieces.out_of_memory(error) else None
+            most = pieces.smaller(parts) if out_of_memory(error) else None
             if most is None:
                 raise
             state.most = most
@@ -426,7 +430,7 @@ def _accumulated(window: list[Batch], lane: Lane, scaler: Any) -> _Step:
             total = total + count
         step.whole = step.whole + full.detach()
         step.parts.append((value.detach(), count, batch.count))
-        if _wrong(full):
+        if _wrong(_read(full)):
             step.bad = part
             return step
         (scaler.scale(full) if scaler is not None else full).backward()

@@ -82,6 +82,17 @@ def rows(indices: Iterable[int], most: int = 5) -> str:
     return f"row{'s' if len(indices) != 1 else ''} {shown}{more}"
 
 
+# Torch has a class of its own for a GPU's memory, a RuntimeError, and none for the machine's.
+_MEMORY = ("can't allocate memory", "std::bad_alloc", "not enough memory", "out of memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python's, numpy's or torch's says that memory is used up."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY)
+    )
+
+
 _UNSEEN_AND_FINE = "\n\t\u00a0\u200c\u200d\u3000"  # wide spaces; what joins letters and emoji
 
 

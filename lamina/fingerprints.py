@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lamina import files, mapped
+from lamina import checks, files, mapped
 from lamina import run as runs
 from lamina.batches.items import Reader
 from lamina.data import PARTS, Data, load
@@ -74,27 +74,12 @@ def of_rows(loaded: Data) -> np.ndarray:
     encoded = loaded.parts["train"][0]
     if loaded.split is None or not isinstance(encoded.inputs, tuple):
         return np.zeros(0, np.uint64)
-    found = np.zeros(len(encoded.inputs[0]), np.uint64)
-    for column in (*encoded.inputs, *(() if encoded.truth is None else (encoded.truth,))):
-        for piece in mapped.pieces(column):
-            found[piece] = _mixed(found[piece] * np.uint64(0x9E3779B97F4A7C15) + _hashed(column[piece]))
-    return found
+    return hashed(*encoded.inputs, *(() if encoded.truth is None else (encoded.truth,)))
 
 
-def _hashed(table: Tensor) -> np.ndarray:
-    flat = table.reshape(len(table), -1).contiguous().numpy().view(np.uint8).reshape(len(table), -1)
-    if flat.shape[1] % 8:
-        flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 8)))
-    words = np.ascontiguousarray(flat).view(np.uint64)
-    factors = np.random.Generator(np.random.PCG64(1)).integers(1, 1 << 64, words.shape[1], np.uint64) | np.uint64(1)
-    return _mixed(words @ factors)
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: every bit depends on every other."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+def hashed(*columns: Tensor) -> np.ndarray:
+    """A hash of each row, of its very bits: -0.0 is another than 0.0."""
+    return checks.row_hashes([column.numpy().view(f"u{column.itemsize}") for column in columns])
 
 
 def of_samples(loaded: Data, which: list[int] | None = None) -> dict[str, str]:

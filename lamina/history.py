@@ -29,6 +29,10 @@ class History:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self.stopped = list(state["rows"]), state["stopped"]
 
+    def tell(self, epoch: int, step: int, event: dict[str, Any]) -> None:
+        """Something that happened. epoch: counted from 0."""
+        self.rows.append({"epoch": epoch + 1, "step": step, "event": event})
+
     def scores(self) -> dict[str, float]:
         """Of the last epoch that ended, as far as they are finite."""
         row: dict[str, Any] = next((row for row in reversed(self.rows) if "event" not in row), {})

@@ -39,7 +39,7 @@ from lamina import (
 )
 from lamina.batches import Batch, balanced, keeping_generators
 from lamina.batches import workers as processes
-from lamina.errors import LaminaError, ResourceError, UsageError, near
+from lamina.errors import LaminaError, ResourceError, UsageError, near, out_of_memory
 from lamina.finder import find_learning_rate
 from lamina.recipe import Origin, Recipe
 from lamina.state import TrainState
@@ -263,7 +263,7 @@ def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.d
         try:
             output = loaded.domain.outputs(net, batch)
         except Exception as error:
-            if pieces.out_of_memory(error):
+            if out_of_memory(error):
                 loaded.domain.outputs(net, pieces.part(batch, slice(1)))  # one example must fit
                 return  # the first step will be made in pieces
             raise UsageError(
@@ -301,7 +301,7 @@ def memory_in_words() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not pieces.out_of_memory(error):
+        if not out_of_memory(error):
             raise
         raise ResourceError(
             f"The memory is used up: {(str(error).splitlines() or ['no more can be had'])[0]}",
@@ -372,7 +372,7 @@ def objective(job: Job) -> engine.Objective:
         try:
             return domain.loss(net, batch, target, loss)
         except Exception as error:
-            if isinstance(error, LaminaError) or pieces.out_of_memory(error):
+            if isinstance(error, LaminaError) or out_of_memory(error):
                 raise
             shapes = " and ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in batch.inputs)
             raise UsageError(
@@ -536,7 +536,7 @@ def fit_to_machine(job: Job) -> None:
             penalty=penalty(recipe),
         )  # fmt: skip
     except Exception as error:
-        if pieces.out_of_memory(error):
+        if out_of_memory(error):
             job.facts["step"]["why"] = "a batch does not fit into memory"
             return
         raise

@@ -9,19 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from lamina.batches import Batch
-
-# Torch has a class of its own for a GPU's memory, and none for the machine's.
-_WORDS = ("can't allocate memory", "std::bad_alloc", "not enough memory", "out of memory")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
-    )
 
 
 def part(batch: Batch, places: slice) -> Batch:

@@ -247,10 +247,8 @@ def resume(
         states.prune(folder / "checkpoints", sound=newest)  # a disk that failed may have kept one too many
         if restart_epoch and learning.state.batch:
             learning.state.batch = 0
-            event = {"restarted_epoch": learning.state.epoch + 1}
-            learning.history.rows.append(
-                {"epoch": learning.state.epoch + 1, "step": learning.state.step, "event": event}
-            )
+            epoch, step = learning.state.epoch, learning.state.step
+            learning.history.tell(epoch, step, {"restarted_epoch": epoch + 1})
         if changes:
             _new_lineage(job, learning, changes)
         numerics = jobs.numerics(job)
@@ -268,7 +266,7 @@ def _new_lineage(job: Job, learning: _Learning, changes: list[str]) -> None:
     facts, state, words = job.facts, learning.state, "; ".join(changes)
     job.screen.findings([("warning", f"the data changed, which you accepted: {words}; the epoch begins anew", "")])
     state.batch = 0
-    learning.history.rows.append({"epoch": state.epoch + 1, "step": state.step, "event": {"data_changed": changes}})
+    learning.history.tell(state.epoch, state.step, {"data_changed": changes})
     learning.saved = -1
     _checkpoint(job, learning)
     _flush(job, learning)
@@ -611,8 +609,7 @@ def _asked(job: Job, learning: _Learning, watch: Any, progress: engine.Progress)
 def _tell_incidents(job: Job, learning: _Learning, events: list[dict[str, Any]]) -> None:
     for event in events:
         job.screen.findings([("warning", event["words"], "")])
-        row = {"epoch": learning.state.epoch + 1, "step": learning.state.step, "event": event}
-        learning.history.rows.append(row)
+        learning.history.tell(learning.state.epoch, learning.state.step, event)
 
 
 def _sound(job: Job, learning: _Learning) -> None:
@@ -623,8 +620,7 @@ def _sound(job: Job, learning: _Learning) -> None:
 
 def _tell_aside(job: Job, state: states.TrainState, history: History, index: int, reason: str) -> None:
     job.screen.findings([("warning", f"example {index} is set aside: {reason}", "")])
-    event = {"set_aside": index, "reason": reason}
-    history.rows.append({"epoch": state.epoch + 1, "step": state.step, "event": event})
+    history.tell(state.epoch, state.step, {"set_aside": index, "reason": reason})
 
 
 def _watchers(job: Job) -> list[Any]:
@@ -695,9 +691,7 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
         if learning.recovery is not None:
             _tell_incidents(job, learning, learning.recovery(progress))
         if crowd is not None and (words := crowd(progress.epoch_end)):
-            history.rows.append(
-                {"epoch": progress.epoch + 1, "step": progress.step, "event": {"threads": crowd.threads}}
-            )
+            history.tell(progress.epoch, progress.step, {"threads": crowd.threads})
             if job.screen.log is not None:
                 job.screen.log(words)
 
@@ -740,7 +734,7 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
                 copied = states.copy(state, {"score": {k: v for k, v in progress.scores.items() if math.isfinite(v)}})
                 learning.writer.give(request.tag, functools.partial(states.write, job.folder / request.tag, copied))
             elif isinstance(request, Log):
-                history.rows.append({"epoch": progress.epoch + 1, "step": progress.step, "event": request.values})
+                history.tell(progress.epoch, progress.step, request.values)
             elif isinstance(request, Stop):
                 stop = stop or request
             else:

@@ -45,7 +45,7 @@ class SetAside:
 
     def without(self, rows: np.ndarray) -> np.ndarray:
         """Rows that are not among them."""
-        return rows[~np.isin(rows, list(self.reasons))] if self.reasons else rows
+        return without(rows, self.reasons)
 
     def state_dict(self) -> dict[str, Any]:
         return {"examples": list(self.reasons), "reasons": list(self.reasons.values())}
@@ -54,6 +54,16 @@ class SetAside:
         """Those of a checkpoint, and what this process has found already."""
         found, self.reasons = self.reasons, dict(zip(state["examples"], state["reasons"], strict=True))
         self.add(found)
+
+
+def without(rows: np.ndarray, bad: dict[int, str]) -> np.ndarray:
+    """Rows that are not among the bad ones."""
+    return rows[~np.isin(rows, list(bad))] if bad else rows
+
+
+def reason(error: Exception) -> str:
+    """Why an example could not be read, in not too many words."""
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 def _warn(index: int, reason: str) -> None:

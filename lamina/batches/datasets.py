@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lamina.batches import workers as processes
-from lamina.batches.aside import SetAside
+from lamina.batches.aside import SetAside, without
 from lamina.batches.batch import Batch, Epochs, Order, moved, tensor, unpack
 from lamina.batches.columns import Batches
 from lamina.batches.items import Reader
@@ -111,11 +111,11 @@ class DatasetBatches(Epochs):
         read = self._read(epoch, [part for part in wanted if len(part)])
         for rows, new in zip(plan, wanted, strict=True):
             item, bad = next(read) if len(new) else (None, {})
-            rows, new = _without(rows, bad), _without(new, bad)
+            rows, new = without(rows, bad), without(new, bad)
             while not len(rows) and self._options["shuffle"]:
                 rows = new = self._instead(order)
                 item, bad = self._here(epoch, rows)
-                rows = new = _without(rows, bad)
+                rows = new = without(rows, bad)
             if self.kept is not None:
                 if len(new):
                     self.kept.store(new, item)
@@ -287,10 +287,6 @@ def _holds_a_file(dataset: Any) -> bool:
     """Whether a Dataset has an open file among its attributes."""
     held = list(getattr(dataset, "__dict__", {}).values())
     return any(isinstance(thing, io.IOBase) and not thing.closed for thing in held)
-
-
-def _without(rows: np.ndarray, bad: dict[int, str]) -> np.ndarray:
-    return rows[~np.isin(rows, list(bad))] if bad else rows
 
 
 def _loaded(reader: Reader, epoch: int, plan: list[np.ndarray], count: int) -> Iterator[Read]:

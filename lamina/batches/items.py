@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, default_collate
 
+from lamina.batches.aside import reason
 from lamina.batches.generators import GENERATORS, keeping_generators, seeding, states
-from lamina.errors import DataError, LaminaError, ResourceError, rows
+from lamina.errors import DataError, LaminaError, ResourceError, out_of_memory, rows
 from lamina.keyed import number
 
 
@@ -124,7 +125,7 @@ class Reader:
         """An example that cannot be read, where that may be; else a DataError."""
         if not self.lenient or out_of_memory(error):
             raise self._unreadable(error) from error
-        self.bad[index], self.cause = f"{type(error).__name__}: {error}"[:300], error
+        self.bad[index], self.cause = reason(error), error
 
     def _noted(self, indices: list[int]) -> Iterator[int]:
         for self.reading in indices:
@@ -272,11 +273,6 @@ def _finite(part: Any) -> bool:
         return True
     with torch.no_grad():  # a sum is a tenth of the time of asking each; it may overflow where all are finite
         return math.isfinite(abs(part.sum().item())) or bool(torch.isfinite(part).all())
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Torch has no class for the machine's memory, and numpy one of its own."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _memory(what: str) -> ResourceError:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from lamina import devices, pieces
+from lamina import devices
 from lamina.bench.clock import threads
 from lamina.bench.step import Pace, changed, in_memory, pace
-from lamina.errors import LaminaError
+from lamina.errors import LaminaError, out_of_memory
 from lamina.job import Job
 
 GAIN = 1.1  # worth a word
@@ -57,7 +57,7 @@ def trials(job: Job, now: Pace, parts: dict[str, float], count: int, most: int, 
                     again = pace(job, each).examples
                 then = min(then, _tried(job, candidate, count, each).examples / again)
         except (LaminaError, RuntimeError, ValueError, TypeError) as error:
-            if pieces.out_of_memory(error):
+            if out_of_memory(error):
                 error = RuntimeError("the memory is used up")
             found.append(Trial(candidate.option, candidate.words, None, str(error).splitlines()[0]))
         else:

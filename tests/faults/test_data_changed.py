@@ -174,7 +174,7 @@ def test_one_changed_value_anywhere_is_found(counted, recorded):
         flat = other.view(np.uint8).reshape(20, -1)
         row, place = rng.integers(20), rng.integers(flat.shape[1])
         flat[row, place] ^= 1 << rng.integers(8)
-        one, two = (fingerprints._hashed(torch.from_numpy(c)) for c in (column, other))
+        one, two = (fingerprints.hashed(torch.from_numpy(c)) for c in (column, other))
         missed += np.flatnonzero(one != two).tolist() != [row]
     assert not missed
     recorded(planted=wanted, missed=0)
