@@ -535,7 +535,10 @@ def test_a_full_disk_ends_with_words_and_old_files_and_can_be_resumed(small_disk
 
     def fill(progress):
         if progress.step == 5:
-            while sorted(p.name for p in (folder / "run" / "checkpoints").iterdir()) != ["step-0000002", "step-0000004"]:
+            while sorted(p.name for p in (folder / "run" / "checkpoints").iterdir()) != [
+                "step-0000002",
+                "step-0000004",
+            ]:
                 time.sleep(0.01)  # it is written meanwhile
             (folder / "others").write_bytes(bytes(os.statvfs(folder).f_bavail * os.statvfs(folder).f_bsize - 40_000))
             filled.append({path: path.read_bytes() for path in folder.rglob("*.json")})

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import Net, code_of
 from test_resume import differences, outcome
-from torch import nn
 from torch.utils.data import Dataset
 
 import lamina
@@ -49,11 +49,6 @@ class Noisy(Dataset):
 
     def __getitem__(self, k: int) -> tuple[torch.Tensor, int]:
         return torch.randn(12) + 0.1 * np.random.rand() + random.random() + (k % 3), k % 3
-
-
-class Net(nn.Sequential):
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +124,6 @@ class Life:
         newest = state.newest(self.folder / "checkpoints", lambda words: None)
         assert newest is not None, "nothing can be resumed"
         return int(newest.name[5:]), max(0, self.seen - int(newest.name[5:]))
-
-
-def code_of(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.fixture(scope="module")

@@ -17,25 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from small import SETTINGS, table
 from test_resume import differences, outcome
 
 import lamina
 from lamina import files, state
 
 SEED = int(os.environ.get("LAMINA_SEED", 0))
-SETTINGS: dict[str, Any] = {
-    "net": "mlp", "net_arg": {"dropout": 0.3, "hidden": [8]}, "epochs": 4, "batch_size": 16, "seed": 3, "valid": 0.25,
-    "learning_rate": 0.03, "ema": 0.5, "keep": "best", "threads": 1, "checkpoint_every": "2steps", "baselines": False,
-    "report": False, "quiet": True,
-}  # fmt: skip
-
-
-def table() -> tuple[np.ndarray, np.ndarray]:
-    y = np.arange(60) % 3
-    return (np.random.default_rng(5).normal(size=(60, 6)) + np.eye(6)[y]).astype(np.float32), y
-
 
 # --- The record ------------------------------------------------------------------------------------------------------
 

@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_resume
 import torch
-from torch import nn
+from small import Net, code_of
+from test_resume import differences
 from torch.utils.data import Dataset
 
 import lamina
-from lamina import signals, state
+from lamina import signals
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX signals")
 
@@ -37,11 +39,6 @@ class Noisy(Dataset):
 
     def __getitem__(self, k: int) -> tuple[torch.Tensor, int]:
         return torch.randn(12) + 0.1 * np.random.rand() + (k % 3), k % 3
-
-
-class Net(nn.Sequential):
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
 
 
 SETTINGS: dict[str, Any] = {
@@ -75,35 +72,10 @@ def forked(act: Callable[[], Any]) -> int:
         os._exit(code)
 
 
-def code_of(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def outcome(folder: Path) -> dict[str, Any]:
     """All that must come out the same, to the bit."""
-    found: dict[str, Any] = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in ("weights.safetensors", "predictions.csv", "scores.json", "splits.csv")
-    }
-    newest = state.newest(folder / "checkpoints", pytest.fail)
-    assert newest is not None
-    weights, tree, _ = state.read(newest)
-    tree["cursor"].pop("seconds")
-    for row in tree["parts"]["history"]["rows"]:
-        row.pop("seconds", None)
-    tensors, plain = state.pack({"weights": weights, **tree})
-    found["state"] = (
-        {name: value.numpy().tobytes() for name, value in tensors.items()},
-        json.dumps(plain, sort_keys=True),
-    )
-    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    found["history"] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
     assert json.loads((folder / "run.json").read_text())["status"] == "done"
-    return found
-
-
-def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    return [name for name in one if one[name] != other[name]]
+    return {**test_resume.outcome(folder), "splits.csv": (folder / "splits.csv").read_bytes()}
 
 
 @pytest.fixture(scope="module")

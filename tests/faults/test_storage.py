@@ -17,10 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
+from small import SETTINGS, table
 from test_resume import differences, outcome
 from torch import nn
 from torch.utils.data import Dataset
@@ -31,16 +31,6 @@ from lamina.errors import Interrupted, ResourceError, RunError, UsageError
 from lamina.state import TrainState
 
 SEED = int(os.environ.get("LAMINA_SEED", 0))
-SETTINGS: dict[str, Any] = {
-    "net": "mlp", "net_arg": {"dropout": 0.3, "hidden": [8]}, "epochs": 4, "batch_size": 16, "seed": 3, "valid": 0.25,
-    "learning_rate": 0.03, "ema": 0.5, "keep": "best", "threads": 1, "checkpoint_every": "2steps", "baselines": False,
-    "report": False, "quiet": True,
-}  # fmt: skip
-
-
-def table() -> tuple[np.ndarray, np.ndarray]:
-    y = np.arange(60) % 3
-    return (np.random.default_rng(5).normal(size=(60, 6)) + np.eye(6)[y]).astype(np.float32), y
 
 
 def train(runs: Path, **more: Any) -> Any:
