@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lamina import evaluate
 from lamina.errors import DataError, UsageError
-from lamina.targets.base import Answers, Measure
+from lamina.targets.base import Answers, Measure, places
 
 LABELS = ["cat", "dog", "owl"]
 
@@ -508,3 +508,18 @@ def test_too_little_to_compare():
     truth, answers = numbers_at(0.5, 10)
     found = evaluate.compare(truth, answers, Answers(np.full(10, np.nan)), RMSE)
     assert not found["certain"] and "not finite" in found["words"]
+
+
+@pytest.mark.parametrize(
+    "known",
+    [[str(k) for k in range(90)], ["b", "a", ""], ["ü", "u", "long names too"], ["a", "b", "a"], ["\U0001f600", "x"]],
+    ids=["digits", "empty", "long", "twice", "plane 1"],
+)
+def test_many_texts_stand_where_few_do(known):
+    """A table of hashes is taken for many short ones; text that is not known is found whatever its hash."""
+    rng = np.random.default_rng(3)
+    column = np.array([*known, "zz", "9999", "A", "?"])[rng.integers(0, len(known) + 4, 3000)]
+    found, unknown = places(np.array(known), column)
+    assert unknown.tolist() == [k for k, text in enumerate(column.tolist()) if text not in known]
+    inside = np.setdiff1d(np.arange(len(column)), unknown)
+    assert found[inside].tolist() == [known.index(text) for text in column[inside].tolist()]

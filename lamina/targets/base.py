@@ -43,11 +43,38 @@ class Measure:
     from_confusion: Callable[[np.ndarray], np.ndarray] | None = None  # (R, K, K) counts -> (R,)
 
 
+_MANY = 1000  # texts from which on a table of hashes pays
+_SHORT = 4  # letters up to which it does
+
+
 def places(known: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each value (N,) stands among the known ones (K,), int64 (N,); and the rows of those that are not known."""
-    order = np.argsort(known, kind="stable")
-    found = order[np.minimum(np.searchsorted(known[order], column), len(known) - 1)]
+    found = _hashed(known, column)
+    if found is None:
+        order = np.argsort(known, kind="stable")
+        found = order[np.minimum(np.searchsorted(known[order], column), len(known) - 1)]
     return found, np.flatnonzero(known[found] != column)
+
+
+def _hashed(known: np.ndarray, column: np.ndarray) -> np.ndarray | None:
+    """The same for short texts, four times quicker: by a table of hashes. None where two of the known share one; what is not
+    known is anywhere."""
+    width = max(known.itemsize, column.itemsize) // 4
+    if known.dtype.kind != "U" or column.dtype.kind != "U" or len(column) < _MANY or not 0 < width <= _SHORT:
+        return None
+    weights = np.uint32(0x9E3779B1) ** np.arange(1, width + 1, dtype=np.uint32)  # odd, so no letter is lost
+
+    def places(texts: np.ndarray) -> np.ndarray:
+        letters = np.ascontiguousarray(texts, f"U{width}").view(np.uint32).reshape(len(texts), width)
+        total = letters[:, 0] * weights[0]
+        for k in range(1, width):
+            total += letters[:, k] * weights[k]
+        return np.right_shift(total, 16)
+
+    of_known = places(known)
+    table = np.zeros(1 << 16, np.int64)
+    table[of_known] = np.arange(len(known))
+    return table[places(column)] if (table[of_known] == np.arange(len(known))).all() else None
 
 
 def bare(loss: Any) -> Any:
@@ -97,6 +124,10 @@ class Target:
     def shape_truth(self, truth: Tensor, output: Tensor) -> Tensor:
         """The truth in the shape the loss wants beside this output."""
         return truth
+
+    def calibrate(self, output: Tensor, truth: Tensor) -> None:
+        """Learn from the trained net's outputs on the validation split how sure its answers are. What is learned is part
+        of the state, and `decode` uses it."""
 
     def decode(self, output: Tensor) -> Answers:
         """Outputs (N, ...) -> answers for people."""
