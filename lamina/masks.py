@@ -1,9 +1,9 @@
 """Dropout masks at the speed of arithmetic.
 
 Torch draws 64 bits of its Mersenne Twister for every place of a mask: for the activations of a convnet that is an eighth of
-the step. Here they serve eight places, or four. So a mask depends on the state of torch's generator and on nothing else, as
-torch's own does; it is another one. A probability is met exactly where it is a multiple of 1/256 (a half, a quarter), else to
-within 1 in 131,072; what is rarer than `RARE`, where that would be much, torch draws.
+the step. Here they serve 32 places (a half, a quarter), eight, or four. So a mask depends on the state of torch's generator
+and on nothing else, as torch's own does; it is another one. A probability is met exactly where it is a multiple of 1/256, else
+to within 1 in 131,072; what is rarer than `RARE`, where that would be much, torch draws.
 
 Only large masks are drawn so (`LARGE`), since the small ones cost next to nothing: with them a training has the very bits of
 the loop by hand. In: a tensor and a probability. Out: the tensor, filled with 0 and 1. Used by `quicker`.
@@ -24,11 +24,17 @@ def fill(mask: Tensor, p: float = 0.5, *, generator: torch.Generator | None = No
     slow = generator is not None or n < LARGE or not RARE <= p <= 1 - RARE
     if slow or mask.device.type != "cpu" or not mask.is_floating_point():
         return mask.bernoulli_(p, generator=generator)
-    bits = 8 if (p * 2**8).is_integer() else 16
+    bits = next(bits for bits in (2, 8, 16) if bits == 16 or (p * 2**bits).is_integer())
     words = torch.empty(-(-n * bits // 64), dtype=torch.int64, device="cpu").random_(-(2**63), None)  # of 64 bits
-    drawn = words.view(torch.int8 if bits == 8 else torch.int16)[:n]
-    limit = round(p * 2**bits) - 2 ** (bits - 1)  # of signed numbers
-    if mask.is_contiguous() or (mask.ndim == 4 and mask.is_contiguous(memory_format=torch.channels_last)):
-        torch.lt(drawn, limit, out=mask.as_strided((n,), (1,), mask.storage_offset()))  # in the order of memory
-        return mask
-    return mask.copy_((drawn < limit).view(mask.shape))
+    dense = mask.is_contiguous() or (mask.ndim == 4 and mask.is_contiguous(memory_format=torch.channels_last))
+    flat = mask.as_strided((n,), (1,), mask.storage_offset()) if dense else mask.new_empty(n)  # in the order of memory
+    if bits == 2:
+        quarter = -(-n // 4)
+        drawn = words.view(torch.uint8)[:quarter]
+        for k in range(4):  # two bits of each byte
+            part = flat[k * quarter : (k + 1) * quarter]
+            torch.lt(drawn[: len(part)] & (3 << 2 * k), int(p * 4) << 2 * k, out=part)
+    else:
+        drawn = words.view(torch.int8 if bits == 8 else torch.int16)[:n]
+        torch.lt(drawn, round(p * 2**bits) - 2 ** (bits - 1), out=flat)  # of signed numbers
+    return mask if dense else mask.copy_(flat.view(mask.shape))

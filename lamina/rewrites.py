@@ -9,6 +9,7 @@ made it. So what is done to every number before a pooling is done behind it, on 
     threshold(unpool(gradient), relu(x))    unpool(threshold(gradient, pooled)): the gradient of a pooled number goes where
                                             that number came from
     unpool(gradient * mask)                 the product is written in the layout that the unpooling wants
+    copy(x * mask)                          the same, in the layout of the copy
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def rewritten(operations: Sequence[Operation], stays: set[int]) -> list[Operatio
     for number, operation in enumerate(operations):
         if operation.function is aten.threshold_backward.default:
             _pool_first(found, flow, number)
+        elif operation.function is aten.clone.default:
+            _copied_at_once(found, flow, number)
     return [operation for operation in found if operation is not None]
 
 
@@ -97,6 +100,17 @@ def _pool_first(found: list[Operation | None], flow: _Flow, number: int) -> None
     found[number] = replace(
         unpooling, arguments=(inner, y, *shape, indices), results=threshold.results, made=threshold.made
     )
+
+
+def _copied_at_once(found: list[Operation | None], flow: _Flow, number: int) -> None:
+    copy = found[number]
+    assert copy is not None
+    tensor = copy.arguments[0]
+    maker = flow.only(tensor, number)
+    product = _made_by(found, maker, aten.mul.Tensor, tensor)
+    if product is None or maker is None or tensor.stride() == copy.results[0].stride():
+        return
+    found[maker], found[number] = replace(product, results=copy.results, made=copy.made), None
 
 
 def _in_layout(found: list[Operation | None], flow: _Flow, tensor: Tensor, reader: int, like: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ def test_the_share_of_ones(p: float, seed: int) -> None:
     assert abs(z(mask, p)) < LIMIT
     for k in range(8):  # the eight, or four, that share one number of the generator
         assert abs(z(mask[k::8], p)) < LIMIT
+    for part in mask.chunk(4):  # or the 32: eight of each quarter
+        assert abs(z(part, p)) < LIMIT
 
 
 @pytest.mark.parametrize("p", PROBABILITIES)
@@ -48,7 +50,7 @@ def test_the_spread_of_the_shares(p: float) -> None:
 
 
 @pytest.mark.parametrize("p", [0.5, 0.1, 0.9])
-@pytest.mark.parametrize("lag", [1, 2, 3, 4, 5, 8, 16, 64, 784, 1024, 4096, 65536])
+@pytest.mark.parametrize("lag", [1, 2, 3, 4, 5, 8, 16, 64, 784, 1024, 4096, 65536, N // 4, N // 2])
 def test_places_do_not_depend_on_each_other(p: float, lag: int) -> None:
     mask = drawn(p, 1)
     assert abs(correlation(mask[:-lag], mask[lag:], p, p)) < LIMIT
@@ -85,7 +87,7 @@ def test_the_tests_see_what_is_wrong() -> None:
     assert max(abs(correlation(mask[:-lag], mask[lag:], 0.5, 0.5)) for lag in (1, 2, 4)) > 50
 
 
-@pytest.mark.parametrize("p, bits", [(0.25, 8), (0.5, 8), (0.3, 16), (0.9, 16)])
+@pytest.mark.parametrize("p, bits", [(0.125, 8), (3 / 256, 8), (0.3, 16), (0.9, 16)])
 def test_a_word_of_the_generator_serves_several_places(p: float, bits: int) -> None:
     """Against the generator's own numbers, taken apart in Python: a place is 1 where its part, as a signed number, is small."""
     torch.manual_seed(7)
@@ -98,6 +100,20 @@ def test_a_word_of_the_generator_serves_several_places(p: float, bits: int) -> N
             part = (word >> (bits * k)) & (2**bits - 1)
             signed = part - 2**bits if part >> (bits - 1) else part
             assert mask[64 // bits * number + k] == float(signed < round(p * 2**bits) - 2 ** (bits - 1))
+
+
+@pytest.mark.parametrize("p", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("n", [masks.LARGE, masks.LARGE + 5])
+def test_two_bits_are_enough_for_quarters(p: float, n: int) -> None:
+    """Against the generator's own numbers: byte i serves the places i of each quarter of the mask."""
+    mask = drawn(p, 7, n)
+    torch.manual_seed(7)
+    words = torch.empty(-(-n * 2 // 64), dtype=torch.int64).random_(-(2**63), None).tolist()
+    quarter = -(-n // 4)
+    for place in [*range(50), *range(quarter - 50, quarter + 50), *range(n - 50, n)]:
+        k, i = divmod(place, quarter)
+        byte = (words[i // 8] >> (8 * (i % 8))) & 255
+        assert mask[place] == float((byte >> (2 * k)) & 3 < 4 * p)
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0, 1e-6, 1e-3, 1 - 1e-3, 1 - 1e-6])
@@ -124,7 +140,7 @@ def test_the_same_state_gives_the_same_mask_and_the_next_another() -> None:
     assert torch.equal(first, drawn(0.5, 4)) and not torch.equal(first, second)
     torch.manual_seed(4)
     masks.fill(torch.empty(N), 0.25)
-    assert torch.equal(masks.fill(torch.empty(N)), second)  # the state afterwards is that of another mask of eight bits
+    assert torch.equal(masks.fill(torch.empty(N)), second)  # the state afterwards is that of another mask of two bits
 
 
 def test_threads_and_shape_do_not_matter() -> None:
@@ -209,4 +225,4 @@ def test_sizes_that_eight_does_not_divide(n: int) -> None:
     room = torch.full((n + 8,), 7.0)
     torch.manual_seed(0)
     masks.fill(room[:n], 0.5)
-    assert torch.equal(room[:n], drawn(0.5)[:n]) and bool((room[n:] == 7).all())
+    assert torch.equal(room[:n], drawn(0.5, n=n)) and bool((room[n:] == 7).all())
