@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from lamina import mapped
-from lamina.errors import DataError, rows
+from lamina.errors import rows
+from lamina.findings import Finding, worst_first
 from lamina.sources import Examples, Source
 from lamina.sources.arrays import distinct, gaps, rows_not_finite
 from lamina.splits import FEW, PARTS, Split
 
-SEVERITIES = ("error", "warning", "note")
 MOST_BYTES = 1 << 29  # of inputs that are looked at whole: about 2 s of one core
 IMBALANCE = 20  # largest class / smallest class
 FAR = 20  # standard deviations from the mean
@@ -33,19 +33,6 @@ TINY = 100  # examples
 _SHOWN = 10  # examples a finding lists
 _CHUNK = 1 << 18  # values worked on together: so few that they stay in the processor's cache
 _WORDS = 1 << 16  # words of 8 bytes, the same
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was found."""
-
-    kind: str  # "duplicates", "one_class", ...: for programs
-    severity: str  # "error", "warning", "note"
-    what: str
-    count: int  # examples, columns or classes that it is about
-    examples: list[Any]  # the first of them: row numbers, pairs of rows, columns or labels, as JSON has them
-    done: str  # what was done about it
-    fix: str  # what the user can do
 
 
 @dataclass
@@ -76,7 +63,7 @@ def check(source: Source, *, task: str | None = None, split: Split | None = None
     table = _table(source, split)
     with np.errstate(over="ignore", invalid="ignore"):  # of numbers near the end of the range
         findings = [*_size(table), *_inputs(table), *_copies(table, task), *_answers(table, task)]
-    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+    return worst_first(findings)
 
 
 def large_batch(batch_size: int | None, count: int) -> list[Finding]:
@@ -87,14 +74,6 @@ def large_batch(batch_size: int | None, count: int) -> list[Finding]:
     return [
         Finding("large_batch", "warning", what, count, [], "one step an epoch", f"--batch-size {max(1, count // 8)}")
     ]
-
-
-def raise_errors(findings: list[Finding]) -> None:
-    """One DataError with all findings that are errors; nothing where there are none."""
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if errors:
-        fixes = list(dict.fromkeys(finding.fix for finding in errors if finding.fix))
-        raise DataError("\n".join(finding.what for finding in errors), fix="; ".join(fixes))
 
 
 def _table(source: Source, split: Split | None) -> _Table:

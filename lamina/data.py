@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
-from lamina import checks, mapped, names, splits
+from lamina import checks, findings, mapped, names, splits
 from lamina.batches import keeping_generators, unpack
 from lamina.batches.aside import SHARE, SetAside, reason
 from lamina.domains.base import Domain, Encoded
@@ -42,7 +42,7 @@ class Data:
     why: dict[str, str]  # how domain and task were found
     parts: dict[str, tuple[Encoded, np.ndarray | None]]
     split: splits.Split | None = None  # rows of the pooled table; None where parts are separate
-    findings: list[checks.Finding] = field(default_factory=list)
+    findings: list[findings.Finding] = field(default_factory=list)
 
     @property
     def aside(self) -> SetAside | None:
@@ -239,12 +239,21 @@ def _load(
 ) -> tuple[Data, Recipe]:
     """Choose, split, check, fit and encode.
 
-    resolve(domain, target, n_train_estimate) -> Recipe with every setting filled; called once kind and size are known.
+    resolve(domain, target, source taken, n_train_estimate) -> Recipe with every setting filled; called once kind and size
+    are known.
     split, fitted: those of an earlier run, used instead of drawing and learning them again.
     """
-    examples = source.train
     loss = loss() if isinstance(loss, type) else loss
-    why: dict[str, str] = {}
+    why: dict[str, str] = dict(source.why)
+    if fitted is None:
+        kind, why["domain"] = choose_domain(
+            source.train, domain if domain is not None else recipe.domain, own_net=own_net
+        )
+        kind = with_options(kind, recipe.domain_arg, "domain")
+    else:
+        kind, answer = fitted
+    source = kind.take(source, own_net=own_net)
+    examples = source.train
     bad: dict[int, str] = {}
     truth = answers(examples, bad)
     if fitted is None and not isinstance(examples.inputs, tuple) and recipe.scale not in (None, "none"):
@@ -252,21 +261,17 @@ def _load(
             f"scale={recipe.scale} is measured on columns, and you gave a {type(examples.inputs).__name__}.",
             fix="scale in your Dataset, or give arrays: (x, y)",
         )
-    if fitted is not None:
-        kind, answer = fitted
-    else:
-        kind, why["domain"] = choose_domain(examples, domain if domain is not None else recipe.domain, own_net=own_net)
+    if fitted is None:
         answer, why["task"] = choose_target(
             truth, target if target is not None else recipe.task, loss, known=examples.labels, name=source.name
         )
-        kind = with_options(kind, recipe.domain_arg, "domain")
         answer = with_options(answer, recipe.task_arg, "task")
     if truth is None and answer.needs_truth:
         raise DataError(
             f"{source.name} has no answers to learn from.", expected="(inputs, answers): give the labels too"
         )
     asked_batch = recipe.batch_size if resolve is not None else None
-    recipe = resolve(kind, answer, _count(examples)) if resolve is not None else recipe
+    recipe = resolve(kind, answer, source, _count(examples)) if resolve is not None else recipe
     if examples.kind in ("loader", "stream"):
         return _separate(source, kind, answer, why, truth, loss, own_net, fitted is None), recipe
 
@@ -279,12 +284,12 @@ def _load(
     if max((int(rows.max()) for rows in (split.train, split.valid, split.test) if len(rows)), default=-1) >= n:
         raise DataError(f"The stored split speaks of more than the {n} examples there are.",
                         fix="give the data the run was trained on")  # fmt: skip
-    findings: list[checks.Finding] = []
+    found = list(source.findings)
     if truth is not None and answer.name in names.known("targets") and kind.name in names.known("domains"):
         pooled = Examples(inputs, truth, kind=examples.kind, names=examples.names, labels=examples.labels)
-        findings = checks.check(Source(source.name, pooled), task=answer.name, split=split)  # type: ignore[arg-type]
-        checks.raise_errors(findings)
-    findings += checks.large_batch(asked_batch, len(split.train))
+        found += checks.check(Source(source.name, pooled), task=answer.name, split=split)  # type: ignore[arg-type]
+        findings.raise_errors(found)
+    found += checks.large_batch(asked_batch, len(split.train))
     if fitted is None:
         kind.fit(inputs, split.train)
         if truth is not None:
@@ -298,7 +303,7 @@ def _load(
     else:
         encoded = Encoded(inputs, None, encode_truth=answer.encode, aside=aside)
     parts = {part: (encoded, getattr(split, part)) for part in PARTS if len(getattr(split, part))}
-    return Data(source, kind, answer, why, parts, split, findings), recipe
+    return Data(source, kind, answer, why, parts, split, findings.worst_first(found)), recipe
 
 
 def answers(examples: Examples, bad: dict[int, str] | None = None, first: int = 0) -> np.ndarray | None:

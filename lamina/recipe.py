@@ -69,7 +69,17 @@ class Recipe(BaseModel):
     # data
     source: str | None = Field(None, description="Where the examples come from: a file, a folder or a name.")
     data_dir: str | None = Field(None, description="Where named data sets such as mnist lie.")
-    domain: str | None = Field(None, description="Kind of input: arrays, image, or FILE.py:CLASS.")
+    target: list[str] | None = Field(
+        None, description="Column of a table with the answers; none: there are no answers."
+    )
+    ignore: list[str] | None = Field(None, description="Columns of a table not to be looked at.")
+    groups: str | None = Field(None, description="Column of who belongs together: never on both sides of a split.")
+    times: str | None = Field(None, description="Column of when: the latest are held out.")
+    split_column: str | None = Field(None, description="Column that says train, valid or test of each row.")
+    source_arg: dict[str, Any] = Field(
+        default_factory=dict, description="How a file is read: separator=;, encoding=latin-1, decimal=, header=no."
+    )
+    domain: str | None = Field(None, description="Kind of input: arrays, table, image, text, or FILE.py:CLASS.")
     task: str | None = Field(None, description="Kind of answer: classes, numbers, tags, or FILE.py:CLASS.")
     domain_arg: dict[str, Any] = Field(default_factory=dict, description="Options of the domain, its fields: size=32.")
     task_arg: dict[str, Any] = Field(
@@ -198,6 +208,11 @@ class Recipe(BaseModel):
             raise ValueError(f"{value} is not a share of the data; it is at least 0 and below 1")
         return value
 
+    @field_validator("target", "ignore", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
+
     @field_validator("augment", mode="before")
     @classmethod
     def _augment(cls, value: Any) -> Any:
@@ -218,7 +233,7 @@ class Recipe(BaseModel):
 
 
 FIELDS = Recipe.model_fields
-MAPPINGS = ("domain_arg", "task_arg", "net_arg", "loss_arg", "optimizer_arg", "schedule_arg", "rates")
+MAPPINGS = ("source_arg", "domain_arg", "task_arg", "net_arg", "loss_arg", "optimizer_arg", "schedule_arg", "rates")
 
 
 def _plain(entry: Any, name: str) -> Any:
@@ -367,11 +382,13 @@ def resolve(
     given_valid: bool = False,
     given_test: bool = False,
     bytes_in: bool = False,
+    opinions: dict[str, tuple[Any, str]] | None = None,
 ) -> tuple[Recipe, dict[str, Origin]]:
     """Give every setting a value and an origin.
 
     examples: to train on and to draw splits from, None where nobody knows; pictures: (channels, height, width) when the
-    inputs are pictures; supervised: False where a domain makes its own batches (a game).
+    inputs are pictures; supervised: False where a domain makes its own batches (a game); opinions: what the domain would
+    have for these data and its own net, each value with its reason: {"epochs": (20, "10,000 examples")}.
     """
     found = recipe.model_copy(deep=True)
     origins: dict[str, Origin] = {}
@@ -387,6 +404,8 @@ def resolve(
 
     if not given_test:
         choose("test", "0.2" if supervised else "0", "the source has no test split" if supervised else "")
+    for name, (chosen, reason) in (opinions or {}).items():  # what is chosen first stays
+        choose(name, chosen, reason)
     choose("seed", 0)
     choose("device", "auto")
     choose("split", "auto")

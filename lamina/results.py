@@ -6,6 +6,7 @@ run.json in the run's folder, and what a person reads on the terminal. Called by
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from typing import Any
@@ -29,11 +30,14 @@ def finish(job: Job, state: states.TrainState, history: History, loaded_seconds:
     """Final weights, held-out scores, simple models beside them, predictions, pictures, the page, and the last screen."""
     folder = job.folder
     digest = _final_weights(job, state)
+    _calibrate(job)
     facts = _measure(job)
     scores = facts["scores"]
+    told = runs_.read_json(folder / "data.json")
+    told["task"]["state"] = job.data.target.state()
     if job.data.aside is not None and job.data.aside.reasons:
-        told = {**runs_.read_json(folder / "data.json"), "set_aside": job.data.aside.state_dict()}
-        runs_.write_json(folder / "data.json", told)
+        told["set_aside"] = job.data.aside.state_dict()
+    runs_.write_json(folder / "data.json", told)
     simple = facts["baselines"] = _simple_models(job, facts)
     headline = scores[0] if scores else None  # of the test split, else of validation, else of training
     same = [entry for entry in simple if headline and entry["score"] == headline["score"]]
@@ -80,6 +84,16 @@ def _final_weights(job: Job, state: states.TrainState) -> str:
     return hashlib.sha256(written).hexdigest()
 
 
+def _calibrate(job: Job) -> None:
+    """The target learns how sure the net's answers are, from examples that were not learned from."""
+    plain = type(job.data.domain).answers is data.Domain.answers
+    if job.supervised and plain and "valid" in job.data.parts and not job.facts["net"]["own"]:
+        encoded, rows = job.data.parts["valid"]
+        output, truth = job.data.domain.ask(job.net, encoded, rows, device=job.device)
+        if truth is not None:
+            job.data.target.calibrate(output, torch.from_numpy(truth))
+
+
 def _measure(job: Job) -> dict[str, Any]:
     """Scores on every part, and truth, answers and row numbers of the one that was held out."""
     loaded, recipe = job.data, job.recipe
@@ -123,19 +137,23 @@ def _simple_models(job: Job, facts: dict[str, Any]) -> list[dict[str, Any]]:
     if not job.recipe.baselines or not known or "test" not in loaded.parts:
         return []
     encoded, rows = loaded.parts["train"]
-    if rows is None or not isinstance(encoded.inputs, tuple) or len(encoded.inputs) != 1:
+    truth = loaded.truth("train")
+    if rows is None or truth is None or not isinstance(encoded.inputs, tuple):
         return []
-    table, truth = encoded.inputs[0].numpy(), loaded.truth("train")
-    assert truth is not None
-    if mapped.is_mapped(table):  # simple models take no more than fits into memory, and need no more
-        most = max(1000, (job.recipe.memory_bytes or 64 << 20) // max(1, table[0].nbytes))
+    large = [column for column in encoded.inputs if mapped.is_mapped(column)]
+    if large:  # simple models take no more than fits into memory, and need no more
+        most = max(1000, (job.recipe.memory_bytes or 64 << 20) // max(1, sum(column[0].nbytes for column in large)))
         some = np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)
         rows, truth = rows[some], truth[some]
+
+    def plain(model: str) -> tuple[Any, Any] | None:
+        table = loaded.domain.plain(encoded.inputs, rows, model)
+        return None if table is None else (table, loaded.domain.plain(encoded.inputs, facts["numbers"], model))
+
     return baselines.baselines(
-        loaded.target.name,  # type: ignore[arg-type]
-        mapped.take(encoded.inputs[0], torch.from_numpy(rows)).numpy(),
+        loaded.target.name,
+        {name: functools.partial(plain, name) for name in loaded.domain.simple},
         loaded.target.people(truth.numpy()),
-        mapped.take(encoded.inputs[0], torch.from_numpy(facts["numbers"])).numpy(),
         facts["truth"],
         loaded.target.measures(),
         seed=job.recipe.seed or 0,
@@ -274,11 +292,6 @@ def _report(job: Job, facts: dict[str, Any]) -> None:
         if (value := getattr(job.recipe, name)) not in (None, {})
     ]
     facts["commands"] = _commands(job)
-    facts["findings"] = [finding(found) for found in job.data.findings]
+    facts["findings"] = [found.state() for found in job.data.findings]
     facts["split"] = {part: job.data.size(part) for part in data.PARTS if job.data.size(part)}
     writing.write(job.folder, job.data, {**facts, "run": {**job.facts, "status": "done"}})
-
-
-def finding(found: Any) -> dict[str, Any]:
-    """A finding about the data as JSON."""
-    return {name: getattr(found, name) for name in ("kind", "severity", "what", "count", "examples", "done", "fix")}

@@ -25,7 +25,7 @@ from torch import nn
 from lamina import data, devices, documents, evaluate, files, names, recipe, splits, state, weights
 from lamina.domains.base import Domain
 from lamina.errors import DataError, LaminaError, RunError, UsageError, near
-from lamina.sources import Source
+from lamina.sources import Columns, Source
 from lamina.targets.base import Answers, Measure, Target
 
 SCHEMA = 1
@@ -338,7 +338,7 @@ class Run:
     ) -> tuple[np.ndarray, Answers, np.ndarray]:
         if source is None:
             return held_out(net, self.reload(), part, **device)
-        given = self.domain.read(source)
+        given = self.domain.take(self.domain.read(source, **reading(self.recipe)))
         examples = given.test or given.train
         inputs = self.domain.encode(examples.inputs)
         column = None if examples.truth is None else self.target.encode(examples.truth)
@@ -395,13 +395,23 @@ def load(folder: str | Path, *, net: Any = None, domain: Any = None, task: Any =
 
 
 def given_sources(asked: recipe.Recipe) -> dict[str, Any]:
-    """Validation and test sources that were named, and where named data lie: what `sources.open` takes."""
-    found: dict[str, Any] = {} if asked.data_dir is None else {"data_dir": asked.data_dir}
+    """Validation and test sources that were named, and how sources are read: what `sources.open` takes."""
+    found: dict[str, Any] = reading(asked)
+    if asked.data_dir is not None:
+        found["data_dir"] = asked.data_dir
     for part in ("valid", "test"):
         named = getattr(asked, part)
         if named is not None and recipe.share(named) is None:
             found[part] = named
     return found
+
+
+def reading(asked: recipe.Recipe) -> dict[str, Any]:
+    """How a source is read, whichever part it is: what `sources.open` takes."""
+    target = None if asked.target is None else tuple(name for name in asked.target if name != "none")
+    columns = Columns(target, tuple(asked.ignore or ()), asked.groups, asked.times, asked.split_column)
+    found: dict[str, Any] = {} if columns == Columns() else {"columns": columns}
+    return {**found, "options": asked.source_arg} if asked.source_arg else found
 
 
 def held_out(

@@ -119,6 +119,10 @@ def train(
             ),
             fix=" ".join(f"--{what} {shlex.quote(place)}" for what, place in code.items()),
         )
+    for column, given in (("groups", groups), ("times", times)):
+        if isinstance(given, str):
+            asked[column] = given
+    groups, times = (None if isinstance(given, str) else given for given in (groups, times))
     objects: dict[str, Any] = {}
     for key, given in (("net", net), ("loss", loss), ("optimizer", optimizer), ("domain", domain), ("task", task),
                        ("init", init), ("valid", valid), ("test", test)):  # fmt: skip
@@ -297,10 +301,6 @@ def _groups_print(opened: sources_.Source) -> str | None:
     return None if groups is None else hashlib.sha256(repr(np.asarray(groups).tolist()).encode()).hexdigest()
 
 
-def _default_net(domain: Any) -> str:
-    return "convnet" if domain.name == "image" else "mlp"
-
-
 def _picture(domain: Any, opened: sources_.Source) -> tuple[int, int, int] | None:
     """(channels, height, width) where the inputs are pictures in memory."""
     if domain.name != "image" or not isinstance(opened.train.inputs, tuple):
@@ -320,19 +320,20 @@ def _start(
     asked_loss = jobs.asked_loss(wanted, objects.get("loss"))
     origins: dict[str, Origin] = {}
 
-    def resolve(domain: Any, target: Any, count: int | None) -> Recipe:
+    def resolve(domain: Any, target: Any, taken: sources_.Source, count: int | None) -> Recipe:
         """Called once kind and size of the data are known, and before they are split and fitted."""
         found, why = recipes.resolve(
             wanted,
             own_net=own_net,
-            net=wanted.net or _default_net(domain),
+            net=wanted.net or domain.default_net,
             examples=count,
-            pictures=_picture(domain, opened),
+            pictures=_picture(domain, taken),
+            opinions={} if own_net else domain.opinions(taken.train, target, wanted),
             task=target.name,
             supervised=target.needs_truth,
-            given_valid=opened.valid is not None,
-            given_test=opened.test is not None,
-            bytes_in=isinstance(opened.train.inputs, tuple) and str(opened.train.inputs[0].dtype).endswith("uint8"),
+            given_valid=taken.valid is not None,
+            given_test=taken.test is not None,
+            bytes_in=isinstance(taken.train.inputs, tuple) and str(taken.train.inputs[0].dtype).endswith("uint8"),
         )
         if hasattr(domain, "scale"):
             domain.scale = found.scale
@@ -359,9 +360,7 @@ def _start(
         devices.autocast(device, found.precision or "fp32")
     if not isinstance(objects.get("net"), nn.Module):  # a net that is made already came with its own random numbers
         _seed(found.seed or 0)
-    module, record = jobs.build_net(
-        found, objects.get("net"), loaded, own_net, found.net or _default_net(loaded.domain)
-    )
+    module, record = jobs.build_net(found, objects.get("net"), loaded, own_net, found.net or loaded.domain.default_net)
     criterion = jobs.build_loss(found, objects.get("loss"), loaded)
     module = module.to(device)
     if found.weights is not None:
@@ -487,7 +486,7 @@ def _write_start(job: Job, learning: _Learning) -> None:
             "source": {"name": loaded.source.name, "about": loaded.source.about},
             "parts": {part: loaded.size(part) for part in data.PARTS},
             "split": loaded.split.how if loaded.split is not None else "as given",
-            "findings": [results.finding(found) for found in loaded.findings],
+            "findings": [found.state() for found in loaded.findings],
             "origins": {name: list(origin) for name, origin in job.origins.items() if name not in objects},
         },
     )

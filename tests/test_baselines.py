@@ -10,9 +10,15 @@ import warnings
 import numpy as np
 import pytest
 
-from lamina.baselines import baselines
+from lamina import baselines as models
 from lamina.errors import DataError, UsageError
 from lamina.targets.base import Measure
+
+
+def baselines(task, x_train, y_train, x_test, y_test, *arguments, **options):
+    """The constant and the linear model."""
+    pair = None if x_train is None else (x_train, x_test)
+    return models.baselines(task, {"linear": lambda: pair}, y_train, y_test, *arguments, **options)
 
 
 def log_loss(order):
@@ -237,7 +243,7 @@ def test_what_no_linear_model_takes_gets_the_majority_and_a_note(x, y, reason):
 def test_nothing_held_out():
     x, y = blobs(20)
     found = baselines("classes", x, y, x[:0], y[:0], [ACCURACY], seed=0)
-    assert found[0]["value"] is None and found[0]["note"] == "no linear baseline: no held-out examples; no examples"
+    assert found[0]["value"] is None and found[0]["note"] == "no examples; no linear baseline: no held-out examples"
 
 
 def test_two_hundred_numbers_an_example_are_not_too_many():
@@ -255,7 +261,8 @@ from lamina.baselines import baselines
 from lamina.targets.base import Measure
 x = np.arange(40.0)[:, None]
 score = Measure("accuracy", lambda t, a: 0.0, each=lambda t, a: (t == a.prediction) * 1.0)
-assert [entry["name"] for entry in baselines("classes", x, x[:, 0] > 19, x, x[:, 0] > 19, [score], seed=0)][-1] == "linear"
+assert [entry["name"] for entry in baselines("classes", {"linear": lambda: (x, x)}, x[:, 0] > 19,
+                                                         x[:, 0] > 19, [score], seed=0)][-1] == "linear"
 assert not {"sklearn", "scipy.stats", "scipy.optimize", "torch._dynamo"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)

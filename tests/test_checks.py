@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import lamina
 from lamina import checks, sources
-from lamina.checks import Finding, check, raise_errors
+from lamina.checks import check
 from lamina.errors import DataError
+from lamina.findings import SEVERITIES, Finding, raise_errors
 from lamina.sources import Examples, Source
 from lamina.splits import Split, split
 
@@ -35,7 +36,7 @@ def source(x, y=None, **other) -> Source:
 
 def kinds(findings: list[Finding]) -> dict[str, Finding]:
     json.dumps([asdict(finding) for finding in findings])  # they are written to data.json
-    assert all(finding.severity in checks.SEVERITIES and finding.what and finding.done for finding in findings)
+    assert all(finding.severity in SEVERITIES and finding.what and finding.done for finding in findings)
     assert all(len(finding.examples) <= 10 for finding in findings)
     assert len({finding.kind for finding in findings}) == len(findings)
     return {finding.kind: finding for finding in findings}
@@ -405,7 +406,7 @@ def test_findings_come_worst_first_and_errors_are_raised_together():
     x[3, 1], x[9], y[5] = np.nan, x[8], None
     findings = check(source(x, y), task="classes")
     severities = [finding.severity for finding in findings]
-    assert severities == sorted(severities, key=checks.SEVERITIES.index) and set(severities) == set(checks.SEVERITIES)
+    assert severities == sorted(severities, key=SEVERITIES.index) and set(severities) == set(SEVERITIES)
     with pytest.raises(DataError) as told:
         raise_errors(findings)
     assert "row 3" in str(told.value) and "row 5" in str(told.value) and "examples" in told.value.fix

@@ -27,7 +27,7 @@ def load(source, recipe=None, *, own_net=False, **options):
     """As `train` does it: what was not asked for is resolved, and the domain told its scale."""
     opened = source if isinstance(source, sources.Source) else sources.open(source)
 
-    def resolve(domain, target, count):
+    def resolve(domain, target, taken, count):
         found, _ = recipes.resolve(
             recipe or Recipe(), own_net=own_net, net="mlp", examples=count, pictures=None, task=target.name,
             given_valid=opened.valid is not None, given_test=opened.test is not None,

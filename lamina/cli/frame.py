@@ -115,6 +115,8 @@ def with_recipe(function: Callable[..., Any], without: tuple[str, ...] = ("sourc
         words += f" One of {', '.join(choices)}." if len(choices) > 1 else ""
         if name in MAPPINGS:
             kind: Any = Annotated[list[str] | None, typer.Option(flag, metavar="K=V", help=f"{words} Repeatable.")]
+        elif field.annotation == list[str] | None:
+            kind = Annotated[list[str] | None, typer.Option(flag, metavar="COLUMN", help=f"{words} Repeatable.")]
         elif field.annotation == bool | None:
             kind = Annotated[bool | None, typer.Option(f"{flag}/--no-{name.replace('_', '-')}", help=words)]
         else:

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lamina import losses
+from lamina import losses, mapped
 from lamina.batches import Batch, Batches, Kept, over
 from lamina.batches.aside import SetAside
 from lamina.errors import DataError, UsageError
 from lamina.inference import ELSEWHERE, FEW, PORTIONS, WORTH, portion, quickest
+from lamina.recipe import Recipe
 from lamina.sources import Examples, Source
 from lamina.sources import open as open_source
 from lamina.targets.base import Answers, Target
@@ -41,6 +42,8 @@ class Encoded:
 @dataclass
 class Domain:
     name: ClassVar[str] = ""
+    default_net: ClassVar[str] = "mlp"  # a name in nets/
+    simple: ClassVar[tuple[str, ...]] = ("linear",)  # the models of `baselines` that stand beside the net
 
     @classmethod
     def sniff(cls, examples: Examples) -> tuple[float, str]:
@@ -50,6 +53,17 @@ class Domain:
     def read(self, source: Any, **options: Any) -> Source:
         """A source as the user wrote it -> examples."""
         return open_source(source, **options)
+
+    def take(self, source: Source, *, own_net: bool = False) -> Source:
+        """The source as this domain learns from it: of a table the columns it uses, of picture files the pictures. What
+        cannot be used is left out and told in `findings`. Called before the split; what was taken once is taken again
+        the same way. own_net: the net is the user's, and wants plain numbers."""
+        return source
+
+    def opinions(self, examples: Examples, target: Target, asked: Recipe) -> dict[str, tuple[Any, str]]:
+        """Settings of the recipe that fit these examples (taken, not yet split) and the domain's own net, each with its
+        reason; what was asked for goes before. Not called for a user's own net."""
+        return {}
 
     def fit(self, inputs: Any, rows: np.ndarray) -> None:
         """Learn from the training rows of the raw inputs."""
@@ -136,11 +150,19 @@ class Domain:
             **target.summary({name: float(amount) for name, amount in sums.items()}, examples),
         }
 
-    @torch.no_grad()
     def answers(
         self, net: nn.Module, examples: Encoded, target: Target, rows: np.ndarray | None = None, **options: Any
     ) -> tuple[Answers, np.ndarray | None]:
-        """Answers for encoded examples, and their encoded truth where they have one. The net is in evaluation mode.
+        """Answers for encoded examples, and their encoded truth where they have one. See `ask`."""
+        output, truth = self.ask(net, examples, rows, **options)
+        return target.decode(output), truth
+
+    @torch.no_grad()
+    def ask(
+        self, net: nn.Module, examples: Encoded, rows: np.ndarray | None = None, **options: Any
+    ) -> tuple[Tensor, np.ndarray | None]:
+        """The net's outputs for encoded examples, on the CPU, and their encoded truth where they have one. The net is in
+        evaluation mode.
 
         batch_size: without it, as many at a time as the net answers fastest. exact: the net as it is, in no other layout.
         """
@@ -154,7 +176,7 @@ class Domain:
             if batch.truth is not None:
                 truths.append(batch.truth.cpu().numpy())
             del batch  # the next one lies in the same memory, which the cores still have at hand
-        return target.decode(torch.cat(outputs)), np.concatenate(truths) if truths else None
+        return torch.cat(outputs), np.concatenate(truths) if truths else None
 
     def _quick(self, net: nn.Module, walk: Batches, size: int | None = None, exact: bool = False) -> nn.Module:
         """The net as it answers fastest, to be called with inputs alone, and `walk` made to go with it: the first layers are
@@ -187,6 +209,12 @@ class Domain:
         inputs = source.train.inputs
         count = len(inputs[0]) if isinstance(inputs, tuple) else len(inputs)
         return inputs, [str(row) for row in range(count)]
+
+    def plain(self, inputs: Any, rows: np.ndarray, model: str) -> Any:
+        """Some encoded inputs (rows sorted) as numbers (n, F), dense or a sparse matrix of scipy, for a simple model of this
+        name; None where it cannot learn from them."""
+        column = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else None
+        return None if column is None else mapped.take(column, torch.from_numpy(rows)).numpy()
 
     def pictures(self, inputs: Any, rows: np.ndarray) -> np.ndarray | None:
         """Some encoded inputs as pictures (n, C, H, W) uint8 for the report; None where there is nothing to see."""

@@ -49,6 +49,7 @@ def layout(shape: tuple[int, ...]) -> str | None:
 @dataclass
 class Image(Domain):
     name: ClassVar[str] = "image"
+    default_net: ClassVar[str] = "convnet"
 
     scale: str = "standard"  # none, unit, standard
     channels: int = 1

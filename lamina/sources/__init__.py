@@ -16,25 +16,49 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lamina.errors import DataError, UsageError, near
+from lamina.findings import Finding
 
 SAMPLES = ("digits", "iris", "wine", "breast_cancer", "diabetes", "mnist")
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are what. A source that has no columns by name refuses those that were asked for."""
+
+    target: tuple[str, ...] | None = None  # the answers; () for none, None to infer it
+    ignore: tuple[str, ...] = ()  # not to be looked at
+    groups: str | None = None  # who belongs together
+    times: str | None = None  # when
+    split: str | None = None  # says train, valid or test of each row
+
+
 @dataclass
 class Examples:
-    """One table of examples, column by column."""
+    """One table of examples, column by column.
 
-    inputs: Any  # a tuple of arrays (N, ...), one an input of the net; or a Dataset, IterableDataset or DataLoader
+    kind     inputs
+    arrays   a tuple of arrays (N, ...), one an input of the net, taken as they are
+    pictures the same, of one array (N, H, W), (N, C, H, W) or (N, H, W, C)
+    table    a tuple of columns (N,), one a name in `names`: float64 with NaN for a gap, bool, datetime64, or objects
+             (str, None for a gap)
+    texts    a tuple of one array (N,) of objects: str
+    files    a tuple of one array (N,) of objects: paths of pictures, as str
+    dataset, stream (no length), loader   a Dataset, IterableDataset or DataLoader itself
+    """
+
+    inputs: Any
     truth: np.ndarray | None = None  # (N, ...) the answers as given; None where there are none, or a Dataset has them
-    kind: str = "arrays"  # "arrays" as they are, "pictures" (N, C, H, W), "dataset", "stream" (no length), "loader"
-    names: list[str] | None = None  # of the columns of inputs (N, F)
+    kind: str = "arrays"
+    names: list[str] | None = None  # of the columns of inputs (N, F), or of a table's columns
+    ids: np.ndarray | None = None  # (N,) what a person calls each example: its file, its line; None: its number
     labels: list[str] | None = None  # of the classes, where truth holds their numbers 0..K-1 and their names are known
     groups: np.ndarray | None = None  # (N,) who belongs together and must not be split
     times: np.ndarray | None = None  # (N,) when
@@ -58,9 +82,20 @@ class Source:
     test: Examples | None = None
     reopen: str | None = None  # opens it again (`open(reopen)`); None where anything of it lives in memory only
     about: str = ""  # a line for people: "1,797 pictures 1x8x8, from scikit-learn"
+    why: dict[str, str] = field(default_factory=dict)  # what was inferred on reading, and the reason: {"target": ...}
+    target: tuple[str, ...] = ()  # the columns that hold the answers, where they have names
+    findings: list[Finding] = field(default_factory=list)  # what was mended, left out or guessed on reading
 
 
-def open(source: Any, *, data_dir: str | Path | None = None, test: Any = None, valid: Any = None) -> Source:
+def open(
+    source: Any,
+    *,
+    data_dir: str | Path | None = None,
+    test: Any = None,
+    valid: Any = None,
+    columns: Columns | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Source:
     """Whatever holds examples -> a `Source`.
 
     `source` is a tuple (x, y), or x alone, of arrays (N, ...), tensors or lists, where x may be a tuple of several

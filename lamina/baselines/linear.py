@@ -1,0 +1,170 @@
+"""A logistic or a ridge regression, fitted by torch, which is loaded already where a net was trained; scikit-learn's take
+longer to import than to fit.
+
+In: numbers of the training and the held-out examples, and the answers to learn. Out: probabilities or numbers for the
+held-out ones. Called by `baselines`. The work is bounded by what it consists of (rows, columns and classes), never by the
+clock, so that the same data give the same baseline on any machine.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lamina import keyed, optimizers
+from lamina.targets import base
+
+# For each second allowed. A common core needs a fifth of it.
+CELLS = 2e6  # rows x columns in memory, float32
+WORK = 1e7  # rows x columns x outputs in a round of L-BFGS, when the fewest rounds are made
+ROUNDS = (30, 300)  # the fewest and the most; in between, as many as fit
+COLUMNS = 1000  # to which a row may be thinned, to have more rows
+CLASSES_MOST = 200
+SIGNAL = 10.0  # prior variance of a linear model's output over that of its noise: a fair penalty at any width
+
+
+def why_not(task: str, x_train: Any, y_train: np.ndarray, x_test: Any) -> str:
+    """Why it cannot be fitted, for people; or nothing."""
+    x_train = np.asarray(x_train)
+    if x_train.dtype.kind not in "biuf":
+        return f"the inputs are {x_train.dtype}, not numbers"
+    if x_train.size == 0 or len(x_test) == 0:
+        return "no columns to learn from" if x_train.size == 0 else "no held-out examples"
+    if task == "classes" and len(np.unique(y_train)) < 2:
+        return "all training examples are of one class"
+    outputs = _outputs(task, y_train)
+    many = task != "numbers" and outputs > CLASSES_MOST
+    return f"{outputs} {task} are more than {CLASSES_MOST}" if many else ""
+
+
+def _outputs(task: str, y_train: np.ndarray) -> int:
+    if task != "classes":
+        return int(np.prod(y_train.shape[1:]))
+    classes = len(np.unique(y_train))
+    return classes if classes > 2 else 1
+
+
+def fit_predict(
+    task: str, x_train: Any, y_train: np.ndarray, x_test: Any, known: np.ndarray, *, seed: int, seconds: float
+) -> tuple[np.ndarray, int, str]:
+    """Fit on as many rows as the limit allows -> (probabilities or numbers, rows, what was left out)."""
+    x_train, x_test = np.asarray(x_train).reshape(len(x_train), -1), np.asarray(x_test).reshape(len(x_test), -1)
+    (n, width), outputs = x_train.shape, _outputs(task, y_train)
+    effort = outputs if task != "numbers" else max(1, width // 100)  # the normal equations cost rows x columns squared
+    cells = int(seconds * min(CELLS, WORK / effort))
+    columns, rows = np.arange(width), np.arange(n)
+    if n * width > cells and width > COLUMNS:
+        columns = np.linspace(0, width - 1, min(width, max(COLUMNS, cells // n))).astype(int)
+    if n * len(columns) > cells:
+        order = np.random.default_rng(keyed.number(seed, "baseline")).permutation(n)
+        rows = order[: max(1, cells // len(columns))]
+        if task == "classes":  # no class is left out
+            rows = np.append(rows, order[np.unique(y_train[order], return_index=True)[1]])
+        rows = np.unique(rows)
+    rounds = int(np.clip(seconds * WORK * ROUNDS[0] / (len(rows) * len(columns) * outputs), *ROUNDS))
+
+    inputs, standardise = _standardised(x_train[rows] if len(columns) == width else x_train[np.ix_(rows, columns)])
+    y = y_train[rows]
+
+    # A model of some places of an answer; the others are the same for all.
+    places, shared = np.arange(len(known)), np.zeros(len(known))
+    if task == "numbers":
+        model = _ridge(inputs, torch.from_numpy(y.reshape(len(y), -1)).double())
+    elif task == "classes":
+        labels, codes = np.unique(y, return_inverse=True)
+        places = base.places(known, labels)[0]
+        model = _logistic(inputs, torch.from_numpy(codes if len(labels) > 2 else codes[:, None]), rounds)
+    else:
+        shared = y.mean(0)
+        places = np.flatnonzero((y.min(0) == 0) & (y.max(0) == 1))
+        model = _logistic(inputs, torch.from_numpy(y[:, places]), rounds)
+
+    def predict(piece: np.ndarray) -> np.ndarray:
+        found = model(standardise(piece)).numpy()
+        if task == "numbers":
+            return found.reshape(len(piece), *y.shape[1:])
+        table = np.repeat(shared[None], len(piece), 0)
+        table[:, places] = found if found.shape[1] == len(places) else np.hstack([1 - found, found])
+        return table
+
+    step = max(1, int(CELLS) // len(columns))
+    pieces = (x_test[at : at + step][:, columns] for at in range(0, len(x_test), step))
+    table = np.concatenate([predict(piece) for piece in pieces])
+    parts = [f"{len(rows):,} of {n:,} rows"] if len(rows) < n else []
+    parts += [f"{len(columns):,} of {width:,} columns"] if len(columns) < width else []
+    return table, len(rows), f"learned from {' and '.join(parts)}" if parts else ""
+
+
+Model = Callable[[Tensor], Tensor]  # standardised rows (n, d) -> probabilities (n, K), or numbers (n, D), float64
+
+
+def _logistic(inputs: Tensor, truth: Tensor, rounds: int) -> Model:
+    """The mean log loss and an L2 penalty of the weights at their least, which is one. truth: (n,) classes or (n, K) tags."""
+    n, d = inputs.shape
+    alone = truth.ndim == 2  # an output each; else the outputs share a softmax
+    width = truth.shape[1] if alone else int(truth.max()) + 1
+    weights, bias = (inputs.new_zeros(size, requires_grad=True) for size in ((width, d), (width,)))
+
+    def loss() -> Tensor:
+        weights.grad = bias.grad = None
+        found = F.linear(inputs, weights, bias)
+        if alone:
+            total = F.binary_cross_entropy_with_logits(found, truth.float(), reduction="sum")
+        else:
+            across = found.T.contiguous()[None]  # (1, K, n): a softmax over rows of few numbers takes twice the time
+            total = F.cross_entropy(across, truth[None], reduction="sum")
+        mean = (total + 0.5 * d / SIGNAL * weights.square().sum()) / n
+        mean.backward()
+        return mean
+
+    solver = optimizers.without_compiler(torch.optim.LBFGS)(
+        [weights, bias], max_iter=rounds, tolerance_grad=1e-4, history_size=10, line_search_fn="strong_wolfe"
+    )
+    solver.step(loss)
+
+    def probabilities(rows: Tensor) -> Tensor:
+        found = F.linear(rows, weights.detach(), bias.detach()).double()
+        return found.sigmoid() if alone else found.softmax(1)
+
+    return probabilities
+
+
+def _ridge(inputs: Tensor, truth: Tensor) -> Model:
+    """Least squares with an L2 penalty of the weights, in closed form; the inputs are centred. truth: (n, D), float64."""
+    (n, d), mean = inputs.shape, truth.mean(0)
+    wide = d > n  # then the smaller system is the one over rows
+    tall = inputs.T if wide else inputs
+    pieces = (piece.double() for piece in tall.split(max(1, int(CELLS) // tall.shape[1])))
+    gram = functools.reduce(torch.add, (piece.T @ piece for piece in pieces))
+    gram.diagonal().add_(d / SIGNAL)
+    aims = truth - mean
+    found = torch.cholesky_solve(aims if wide else (inputs.T @ aims.float()).double(), torch.linalg.cholesky(gram))
+    weights = (inputs.T @ found.float()).double() if wide else found
+    return lambda rows: rows.double() @ weights + mean
+
+
+def _standardised(table: np.ndarray) -> tuple[Tensor, Callable[[np.ndarray], Tensor]]:
+    """(the table (n, d) with mean 0 and spread 1, float32; what does the same to other rows). Missing becomes 0."""
+    floating = table.dtype.kind == "f"
+    exact = np.float64 if table.dtype.itemsize > 4 else np.float32  # seconds since 1970 do not fit float32
+
+    def centred(rows: np.ndarray) -> Tensor:
+        found = torch.from_numpy(rows.astype(exact)).sub_(mean)
+        return (found.nan_to_num_(0, 0, 0) if floating else found).float()
+
+    if floating:
+        finite = np.isfinite(table)
+        sums, counts = np.where(finite, table, 0).sum(0, dtype=np.float64), finite.sum(0)
+    else:
+        sums, counts = table.sum(0, dtype=np.float64), len(table)
+    mean = torch.from_numpy((sums / np.maximum(counts, 1)).astype(exact))
+    inputs = centred(table)
+    spread = inputs.square().mean(0).sqrt_()
+    spread[spread == 0] = 1
+    return inputs.div_(spread), lambda rows: centred(rows).div_(spread)
