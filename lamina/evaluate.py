@@ -89,7 +89,8 @@ def scores(
             additive[i] = _sums(measure, truth, answers, units, cells)
 
     # All scores that are functions of sums share the resamples, but those whose sums can be drawn at once.
-    draws = {i: list(sums.drawn(generator)) for i, sums in additive.items() if sums is not None}
+    counted: dict[int, list[np.ndarray]] = {}
+    draws = {i: list(sums.drawn(generator, counted)) for i, sums in additive.items() if sums is not None}
     fast = {i: sums for i, sums in additive.items() if sums is not None and not draws[i]}
     for weights in _resamples(units.count, max((sums.width for sums in fast.values()), default=0), generator):
         for i, sums in fast.items():
@@ -368,13 +369,15 @@ class _Sums:
         with np.errstate(all="ignore"):
             return np.asarray(self.finish(sums, sizes), float)
 
-    def drawn(self, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    def drawn(self, generator: np.random.Generator, counted: dict[int, list[np.ndarray]]) -> Iterator[np.ndarray]:
         """Pieces (R,) of scores of resamples, whose sums are drawn without drawing units; none where that cannot be done.
 
         The cells of a confusion matrix have a multinomial distribution, which is the very one of resampled examples. One
         value an example: the sum of MANY is drawn from the gamma distribution (shifted, scaled) of its mean, variance and
         skewness. What is left is the excess kurtosis of that sum, which moves an end of the interval by less than
         a hundredth of half its width, a tenth of the noise of 1,000 resamples.
+
+        counted: drawn cells, which all scores of one confusion matrix share where they are few enough to be kept.
         """
         n = len(self.sizes)
         if n < MANY or self.sizes.max() > 1:
@@ -384,10 +387,18 @@ class _Sums:
             full = np.flatnonzero(counts)
             if len(full) > n // 10:  # then to draw units costs less
                 return
-            for piece in _pieces(0, self.width, RESAMPLES):
-                sums = np.zeros((piece, self.width))
-                sums[:, full] = generator.multinomial(n, counts[full] / n, piece)
-                yield self._scores(sums, np.full(piece, float(n)))
+
+            def pieces() -> Iterator[np.ndarray]:
+                for piece in _pieces(0, self.width, RESAMPLES):
+                    sums = np.zeros((piece, self.width))
+                    sums[:, full] = generator.multinomial(n, counts[full] / n, piece)
+                    yield sums
+
+            shared = counted.get(id(self.rows))
+            if shared is None and self.width * RESAMPLES <= 2_000_000:  # numbers
+                shared = counted[id(self.rows)] = list(pieces())
+            for sums in pieces() if shared is None else shared:
+                yield self._scores(sums, np.full(len(sums), float(n)))
         elif self.width == 1 and np.ptp(self.rows) > 0:
             values = self.rows[:, 0]
             mean, deviation = values.mean(), values.std()
