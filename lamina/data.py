@@ -76,7 +76,8 @@ class Data:
 
     def fingerprint(self) -> str:
         """SHA-256 of the encoded columns, the answers and the classes: another hash, other data."""
-        digest = hashlib.sha256(repr(self.target.state()).encode())
+        state, last = self.target.state(), self.target.learned_last
+        digest = hashlib.sha256(repr({name: value for name, value in state.items() if name not in last}).encode())
         for part in PARTS:
             if part not in self.parts:
                 continue

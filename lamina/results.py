@@ -188,6 +188,7 @@ def _words(job: Job, scores: list[dict[str, Any]], history: History) -> list[str
                      f"{', ...' if len(bad) > 3 else ''}. data.json has all of them.")  # fmt: skip
     if "test" not in job.data.parts:
         found.append("There is no test split, so this score is from data the training has seen the effects of.")
+    found += job.data.target.remarks()
     if job.health is not None:
         found += [f"{finding['what']} {finding['fix']}" for finding in job.health.findings[:3]]
     return found

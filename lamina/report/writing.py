@@ -71,6 +71,9 @@ def _classes(
     labels = loaded.target.labels
     facts["per_class"] = evaluate.per_class(truth, answers.prediction, labels)
     facts["calibration"] = evaluate.calibration(truth, answers, labels)
+    if (plain := loaded.target.uncalibrated(answers)) is not answers:
+        before = evaluate.calibration(truth, plain, labels)["ece"]
+        facts["calibration"] |= {"temperature": loaded.target.state()["temperature"], "ece_before": before}
     counts = evaluate.confusion(truth, answers.prediction, labels)
     drawn["confusion"] = figures.confusion(counts, labels)
     facts["confused"] = evaluate.confused(counts, labels)

@@ -19,6 +19,7 @@ class Answers:
     prediction: np.ndarray  # (N,) labels or numbers, (N, D) numbers, (N, K) 0/1 for tags, strings for sequences
     confidence: np.ndarray | None = None  # (N,) in [0, 1]
     probabilities: np.ndarray | None = None  # (N, K)
+    embedding: np.ndarray | None = None  # (N, D) where each example lies in the net's space
 
     def __len__(self) -> int:
         return len(self.prediction)
@@ -27,7 +28,7 @@ class Answers:
         def cut(part: np.ndarray | None) -> Any:
             return None if part is None else part[rows]
 
-        return Answers(cut(self.prediction), cut(self.confidence), cut(self.probabilities))
+        return Answers(cut(self.prediction), cut(self.confidence), cut(self.probabilities), cut(self.embedding))
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Target:
     quick_better: ClassVar[str] = "higher"
     labels: list[str] = field(default_factory=list)  # names of the classes, tags or numbers
     needs_truth: ClassVar[bool] = True  # False: the answers come from acting (the return of a game)
+    learned_last: ClassVar[tuple[str, ...]] = ()  # the fields that `calibrate` sets, after the net has learned
 
     @classmethod
     def sniff(cls, truth: Any) -> tuple[float, str]:
@@ -127,7 +129,15 @@ class Target:
 
     def calibrate(self, output: Tensor, truth: Tensor) -> None:
         """Learn from the trained net's outputs on the validation split how sure its answers are. What is learned is part
-        of the state, and `decode` uses it."""
+        of the state (`learned_last` names the fields), and `decode` uses it."""
+
+    def uncalibrated(self, answers: Answers) -> Answers:
+        """The same answers as sure as the net was before `calibrate`."""
+        return answers
+
+    def remarks(self) -> list[str]:
+        """What `calibrate` found, in sentences for the last screen and the report."""
+        return []
 
     def decode(self, output: Tensor) -> Answers:
         """Outputs (N, ...) -> answers for people."""

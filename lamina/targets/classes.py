@@ -2,6 +2,10 @@
 
 In: class numbers, names or booleans (N,). The net gives a logit a class (N, K), or one logit for the second of two
 classes where the loss is a binary one. Out: the label, its probability, and the probabilities of all.
+
+The probabilities are those of softmax(logits / temperature): the temperature that makes the answers of the validation split
+likeliest (Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural networks", ICML 2017). It changes how sure the
+answers are, never the answers.
 """
 
 from __future__ import annotations
@@ -15,20 +19,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamina import mapped
+from lamina import mapped, optimizers
 from lamina.errors import DataError, UsageError, rows
 from lamina.targets.base import Answers, Measure, Target, bare, places
+
+SPREAD = 0.5  # standard deviation of log(temperature) before anything is known: a few examples prove little
+_MOST = 10_000_000  # logits that a temperature is fitted to
+_WORTH_A_WORD = 0.1  # how far from 1 a temperature is told on the screen; the report always tells it
 
 
 @dataclass
 class Classes(Target):
     name: ClassVar[str] = "classes"
     quick: ClassVar[str] = "accuracy"
+    learned_last: ClassVar[tuple[str, ...]] = ("temperature", "calibrated_on")
 
     labels: list[str] = field(default_factory=list)  # class number -> name for people
     values: list[Any] = field(default_factory=list)  # class number -> the answer as the user gave it
     single: bool = False  # one logit for two classes, as binary losses want it
     probabilities: bool = False  # the net itself ends in probabilities (for BCELoss)
+    temperature: float = 1.0  # what logits are divided by: above 1 the net was too sure, below 1 too unsure
+    calibrated_on: int = 0  # examples of the validation split that it was fitted to
 
     @classmethod
     def sniff(cls, truth: Any) -> tuple[float, str]:
@@ -198,15 +209,42 @@ class Classes(Target):
         """Truth in the shape a binary loss wants: that of the output."""
         return truth.reshape(output.shape) if self.single and truth.shape != output.shape else truth
 
+    def calibrate(self, output: Tensor, truth: Tensor) -> None:
+        """Fit the temperature. It stays 1 where no other makes these answers likelier."""
+        output, truth = output.detach().double().cpu(), truth.long().cpu().reshape(-1)
+        if self.probabilities or not len(truth):
+            return
+        logits = torch.stack([torch.zeros(len(truth)).double(), output.reshape(-1)], 1) if self.single else output
+        step = -(-logits.numel() // _MOST)
+        self.temperature, self.calibrated_on = temperature(logits[::step], truth[::step]), len(truth[::step])
+
+    def remarks(self) -> list[str]:
+        if abs(self.temperature - 1) < _WORTH_A_WORD:
+            return []
+        how = "sure" if self.temperature > 1 else "unsure"
+        return [
+            f"On {self.calibrated_on:,} validation examples the net was too {how} of its answers: its logits are divided by "
+            f"{self.temperature:.3g} (temperature scaling), which changes probabilities and no answer."
+        ]
+
+    def uncalibrated(self, answers: Answers) -> Answers:
+        """The same answers as sure as the net was by itself."""
+        if self.temperature == 1.0 or answers.probabilities is None:
+            return answers
+        powers = np.power(answers.probabilities.astype(np.float64), self.temperature)
+        table = powers / powers.sum(1, keepdims=True)
+        places_ = self._numbers(answers.prediction)
+        return replace(answers, confidence=table[np.arange(len(table)), places_], probabilities=table)
+
     def decode(self, output: Tensor) -> Answers:
         output = output.detach().float().cpu()
         if self.single:
             second = output.reshape(-1)
-            second = second if self.probabilities else torch.sigmoid(second)
+            second = second if self.probabilities else torch.sigmoid(second / self.temperature)
             probabilities = torch.stack([1 - second, second], 1)
         else:
             # Torch's softmax takes an example at a time, which for few classes costs three times as much as all together.
-            powers = output.double().sub_(output.amax(1, keepdim=True)).exp_()
+            powers = output.double().sub_(output.amax(1, keepdim=True)).div_(self.temperature).exp_()
             probabilities = powers.div_(powers.sum(1, keepdim=True)).float()
         best = self._best(output).numpy()
         table = probabilities.numpy()
@@ -281,6 +319,29 @@ class Classes(Target):
 
             found.append(Measure("roc_auc", auc))
         return found
+
+
+def temperature(logits: Tensor, truth: Tensor) -> float:
+    """What to divide logits (N, K) by so that the classes (N,) become likeliest; 1 where nothing is gained.
+
+    The least of  sum of -log softmax(logits / T)[truth] + (log T / SPREAD)^2 / 2.  Without the second term, a few answers
+    that are all right would make the net as sure as can be.
+    """
+    logits = logits.detach().double()
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)  # log T
+    solver = optimizers.without_compiler(torch.optim.LBFGS)([shift], max_iter=50, line_search_fn="strong_wolfe")
+
+    def surprise() -> Tensor:
+        solver.zero_grad()
+        fit = F.cross_entropy(logits / shift.exp(), truth, reduction="sum")
+        total = fit + (shift / SPREAD).square() / 2
+        total.backward()
+        return total.detach()
+
+    before = float(surprise())
+    solver.step(surprise)
+    found = float(shift.detach().exp())
+    return found if float(surprise()) < before and np.isfinite(found) else 1.0
 
 
 TARGET = Classes
