@@ -205,7 +205,7 @@ def choose_target(
         return names.module("targets", "numbers").TARGET(), f"the loss is {title}"
     if title in _CLASS_LOSSES:
         return names.module("targets", "classes").TARGET(), f"the loss is {title}"
-    if known:
+    if known and one:
         return names.module("targets", "classes").TARGET(), f"the source names {len(known)} classes"
     if title in _BINARY_LOSSES and one and set(np.unique(truth)) <= {0, 1}:
         return names.module("targets", "classes").TARGET(), f"the loss is {title} and the answers are 0 and 1"
@@ -277,6 +277,10 @@ def _load(
         return _separate(source, kind, answer, why, truth, loss, own_net, fitted is None), recipe
 
     inputs, truth, given, n = _pool(source, truth, bad)
+    several = np.ndim(truth) == 2 and np.shape(truth)[1] == len(source.target)
+    named = examples.labels or (list(source.target) if several else None)
+    if truth is not None:
+        truth, named = answer.take(truth, named)
     aside = SetAside(n, SHARE if recipe.set_aside is None else recipe.set_aside)
     aside.tell = lambda index, reason: None  # until there is somebody to be told
     aside.add(bad)
@@ -294,10 +298,11 @@ def _load(
     if fitted is None:
         kind.fit(inputs, split.train)
         if truth is not None:
-            answer.fit(truth[split.train], own_net=own_net, **({"names": examples.labels} if examples.labels else {}))
+            answer.fit(truth[split.train], own_net=own_net, **({"names": named} if named else {}))
         answer.adopt(loss)
         if hasattr(kind, "features"):
             kind.features = examples.names
+    found += kind.findings()
     column = None if truth is None else answer.encode(truth)
     if isinstance(inputs, tuple):
         encoded = Encoded(mapped.within(kind.encode(inputs)), column)
@@ -362,7 +367,7 @@ def _split(
     pool = given["train"]
     drawn = splits.split(
         len(pool),
-        truth=truth[: len(pool)] if truth is not None and target.name == "classes" else None,
+        truth=truth[: len(pool)] if truth is not None and (target.baseline or target.name) == "classes" else None,
         valid=0.0 if "valid" in given else share(recipe.valid) or 0.0,
         test=0.0 if "test" in given else share(recipe.test) or 0.0,
         how=recipe.split or "auto",

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
 import lamina
 from lamina import evaluate
+from lamina.errors import DataError
 from lamina.targets.classes import SPREAD, Classes, temperature
+from lamina.targets.tags import Tags, best_threshold, found_separator, thresholds
 
 
 def drawn(n: int, k: int, factor: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -119,3 +122,123 @@ def test_an_own_net_answers_as_it_is(runs):
     x = (rng.normal(size=(200, 4)) + y[:, None]).astype("float32")
     run = lamina.train((x, y), net=nn.Linear(4, 2), valid=0.2, epochs=1, runs=runs, quiet=True, report=False)
     assert run.target.temperature == 1.0
+
+
+# --- Tags -------------------------------------------------------------------------------------------------------------
+
+
+def micro(shares, truth, limits):
+    return f1_score(truth, shares >= limits, average="micro", zero_division=1.0)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_best_threshold_of_a_tag_is_that_of_a_search_over_all(seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.random(40) < 0.3
+    truth[0] = True
+    shares = np.round(np.clip(rng.normal(0.3 + 0.3 * truth, 0.2), 0.01, 0.99), 1 + seed % 2)  # with ties
+    found = best_threshold(shares, truth)
+    values = np.unique(shares)
+    every = [0.0, *(values[1:] + values[:-1]) / 2, 1.0]
+    assert f1_score(truth, shares >= found) == pytest.approx(max(f1_score(truth, shares >= t) for t in every))
+    assert found in [pytest.approx(t) for t in [values[0] / 2, *every[1:-1]]]
+
+
+def test_of_no_positive_example_nothing_is_learned():
+    assert best_threshold(np.array([0.1, 0.9]), np.array([False, False])) == 0.5
+    rng = np.random.default_rng(0)
+    shares, truth = rng.random((200, 2)), np.stack([rng.random(200) < 0.4, np.zeros(200, bool)], 1)
+    shares[:, 0] = 0.5 * shares[:, 0] + 0.3 * truth[:, 0]
+    limits = thresholds(shares, truth)
+    assert np.isfinite(limits).all() and (limits > 0).all() and (limits < 1).all()
+
+
+def test_a_rare_tag_stays_near_the_threshold_of_all_and_a_common_one_goes_its_own_way():
+    rng = np.random.default_rng(1)
+    n = 4000
+    truth = np.stack([rng.random(n) < 0.5, rng.random(n) < 0.5, np.arange(n) < 2], 1)
+    shares = np.clip(rng.normal([0.2, 0.5, 0.02], 0.1, (n, 3)) + 0.25 * truth * [1, 1, 0.02], 0.001, 0.999)
+    limits, together = thresholds(shares, truth), best_threshold(shares.ravel(), truth.ravel())
+    assert limits[0] == pytest.approx(best_threshold(shares[:, 0], truth[:, 0]), abs=0.01)
+    assert limits[1] == pytest.approx(best_threshold(shares[:, 1], truth[:, 1]), abs=0.01)
+    own = best_threshold(shares[:, 2], truth[:, 2])
+    assert abs(limits[2] - together) < abs(limits[2] - own)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_thresholds_are_never_worse_than_a_half_on_what_they_were_chosen_on(seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.random((60, 5)) < rng.random(5) * 0.4
+    shares = np.clip(rng.normal(0.3 + 0.2 * truth, 0.2), 0.001, 0.999)
+    assert micro(shares, truth, thresholds(shares, truth)) >= micro(shares, truth, 0.5)
+
+
+def test_thresholds_help_on_examples_that_they_were_not_chosen_on():
+    rng = np.random.default_rng(0)
+
+    def sample(n):
+        logits = rng.normal(-2.5 + np.arange(6) * 0.3, 1.5, (n, 6))
+        return 1 / (1 + np.exp(-logits)), rng.random((n, 6)) < 1 / (1 + np.exp(-logits))
+
+    gains = []
+    for _ in range(20):
+        (shares, truth), (other, answers) = sample(300), sample(5000)
+        limits = thresholds(shares, truth)
+        gains.append([f1_score(answers, other >= t, average=how) for t in (limits, 0.5) for how in ("micro", "macro")])
+    chosen_micro, chosen_macro, half_micro, half_macro = np.mean(gains, 0)
+    assert chosen_micro > half_micro + 0.05 and chosen_macro > half_macro + 0.05
+
+
+def test_a_threshold_that_was_asked_for_stays():
+    target = Tags(["a", "b"], threshold=0.3)
+    target.calibrate(torch.randn(50, 2), (torch.rand(50, 2) < 0.5).float())
+    assert target.thresholds == [] and target.remarks() == []
+    assert target.decode(torch.logit(torch.tensor([[0.31, 0.29]]))).prediction.tolist() == [[1, 0]]
+
+
+def test_chosen_thresholds_decide():
+    target = Tags(["a", "b"], thresholds=[0.2, 0.7], chosen_on=9)
+    answers = target.decode(torch.logit(torch.tensor([[0.25, 0.65], [0.15, 0.75]])))
+    assert answers.prediction.tolist() == [[1, 0], [0, 1]]
+    np.testing.assert_allclose(answers.confidence, [0.25, 0.75], atol=1e-6)
+    sums = target.tally(torch.logit(torch.tensor([[0.25, 0.65]])), torch.tensor([[1.0, 1.0]]))
+    assert target.summary({name: float(value) for name, value in sums.items()}, 1) == {"f1": pytest.approx(2 / 3)}
+    assert "9 validation examples (0.2 to 0.7)" in target.remarks()[0]
+
+
+def test_texts_with_several_tags_are_learned_and_answered_as_such(runs):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 3)).astype("float32")
+    y = np.array(["; ".join(w for w, v in zip(["red", "round", "sour fruit"], row) if v > 0.5) for row in x], object)  # noqa: B905
+    y[y == ""] = None
+    run = lamina.train((x, y), epochs=15, runs=runs, quiet=True)
+    assert run.facts["task"] == "tags" and run.target.labels == ["red", "round", "sour fruit"]
+    assert run.headline.score == "f1" and run.headline.value > 0.9
+    assert len(run.target.thresholds) == 3
+    sure = np.array([[3, 3, 3], [-3, -3, -3], [3, -3, 3]], "float32")
+    columns = run.target.columns(run.predict(sure))
+    assert columns["prediction"].tolist() == ["red;round;sour fruit", "", "red;sour fruit"]
+    again = lamina.load(run.folder)
+    assert again.evaluate((x, y))[0]["value"] > 0.9  # texts again, as they are
+    assert again.reload((x, y)).fingerprint() == run.facts["data"]["fingerprint"]
+    with pytest.raises(DataError, match=r"1 tags are not among the 3 of training, such as 'blue'(?s:.*)between them"):
+        again.evaluate((x[:2], np.array(["red;blue", "red"])))
+
+
+@pytest.mark.parametrize(
+    ("truth", "mark"),
+    [
+        (["a;b", "b;c", "a", "a;c", "", "b;c;a"], ";"),
+        (["a|b", "b|c", "a", "a|c", None, "b|c|a"], "|"),
+        (["a, b", "b, c", "a", "a, c", "", "b, c, a"], ","),
+        (["Paris, France", "Lyon, France", "Rome, Italy", "Paris, France"] * 5, ""),  # names with a mark in them
+        (["a", "b", "c", "a;b"] * 20, ";"),
+        (["a", "b", "c"] * 20, ""),
+        (["a;b"] + ["a", "b"] * 500, ""),  # one slip of the pen
+    ],
+)
+def test_tags_in_texts_are_told_from_classes_with_a_mark_in_their_names(truth, mark):
+    column = np.array(truth, object)
+    assert found_separator(column) == mark
+    sure, why = Tags.sniff(column)
+    assert (sure > Classes.sniff(column)[0]) == bool(mark) and (f"{mark!r} between" in why if mark else True)

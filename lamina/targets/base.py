@@ -6,10 +6,14 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
+
+from lamina.recipe import Recipe
+from lamina.sources import Examples
 
 
 @dataclass
@@ -94,12 +98,20 @@ class Target:
     quick_better: ClassVar[str] = "higher"
     labels: list[str] = field(default_factory=list)  # names of the classes, tags or numbers
     needs_truth: ClassVar[bool] = True  # False: the answers come from acting (the return of a game)
+    baseline: ClassVar[str] = ""  # the kind of answer that simple models learn in its place; "": its own
+    simple: ClassVar[tuple[str, ...]] = ()  # models of `baselines` that belong to it, beside those of the domain
+    remembers: ClassVar[bool] = False  # whether `remember` is to be called
     learned_last: ClassVar[tuple[str, ...]] = ()  # the fields that `calibrate` sets, after the net has learned
 
     @classmethod
     def sniff(cls, truth: Any) -> tuple[float, str]:
         """How sure (0 to 1) that these answers are of this kind, and why."""
         return 0.0, "only when asked for"
+
+    def take(self, truth: np.ndarray, names: list[str] | None) -> tuple[np.ndarray, list[str] | None]:
+        """All answers as this target learns from them, and the names of its labels: of texts that hold several tags a
+        matrix. Called before the split."""
+        return truth, names
 
     def fit(self, truth: Any, *, own_net: bool = False) -> None:
         """Learn labels or scale from the training answers. A user's own net gets its numbers as they are."""
@@ -126,6 +138,21 @@ class Target:
     def shape_truth(self, truth: Tensor, output: Tensor) -> Tensor:
         """The truth in the shape the loss wants beside this output."""
         return truth
+
+    def opinions(self, domain: str, examples: Examples, asked: Recipe) -> dict[str, tuple[Any, str]]:
+        """Settings of the recipe that fit these answers for inputs of a domain's name, each with its reason. They go
+        before the domain's own."""
+        return {}
+
+    def remember(self, output: Tensor, truth: Tensor, names: np.ndarray) -> None:
+        """Keep what answers are compared with: the trained net's outputs on the training split, and what each example is
+        called (N,). Called once after training where `remembers`."""
+
+    def save(self, folder: Path) -> None:
+        """Write into the run's folder what is too large for its JSON."""
+
+    def open(self, folder: Path) -> None:
+        """Read what `save` wrote."""
 
     def calibrate(self, output: Tensor, truth: Tensor) -> None:
         """Learn from the trained net's outputs on the validation split how sure its answers are. What is learned is part

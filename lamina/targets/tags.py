@@ -1,7 +1,12 @@
-"""Several labels at once: any number of K tags belong to an example.
+"""Several labels at once: any number of K tags belong to an example, none included.
 
-In: a 0/1 matrix (N, K). The net gives a logit a tag (N, K). Out: the matrix of tags whose probability is at least
-`threshold`, and the probabilities.
+In: a 0/1 matrix (N, K), or texts (N,) that name the tags of each example with a separator between them: "sweet;red", an
+empty text or None for none. The net gives a logit a tag (N, K). Out: the matrix of tags whose probability is at least the
+tag's threshold, and the probabilities.
+
+Thresholds are chosen on the validation split: where F1 is highest, for each tag (Lewis, "Evaluating and optimizing
+autonomous text classification systems", SIGIR 1995), drawn towards the one that is best for all tags together by as much as
+the tag is rare.
 """
 
 from __future__ import annotations
@@ -16,39 +21,84 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamina.errors import DataError, UsageError, rows
+from lamina.sources.arrays import gaps
 from lamina.targets.base import Answers, Measure, Target, bare
+
+MARKS = (";", "|", ",")  # separators that are looked for
+FEW = 10  # positive examples of a tag that weigh as much as what is best for all tags
 
 
 @dataclass
 class Tags(Target):
     name: ClassVar[str] = "tags"
     quick: ClassVar[str] = "f1"
+    learned_last: ClassVar[tuple[str, ...]] = ("thresholds", "chosen_on")
 
     labels: list[str] = field(default_factory=list)
-    threshold: float = 0.5
+    threshold: float | None = None  # one for all tags, as asked; without it 0.5 until the validation split chooses
+    separator: str = ""  # between the tags of a text; "" for a matrix, and to be found out
+    thresholds: list[float] = field(default_factory=list)  # (K,) chosen on the validation split
+    chosen_on: int = 0  # examples of it
     probabilities: bool = False  # the net itself ends in probabilities (for BCELoss)
 
     @classmethod
     def sniff(cls, truth: Any) -> tuple[float, str]:
         table = np.asarray(truth)
+        if _is_texts(table) and (mark := found_separator(table)):
+            count = len(_distinct(table, mark))
+            return 0.97, f"the answers are {count} words in changing company, with {mark!r} between them"
         if table.ndim == 2 and table.shape[1] > 1 and table.dtype.kind in "fiub" and np.isin(table, (0, 1)).all():
             if (table.sum(1) == 1).all():
                 return 0.85, "a 0/1 matrix (exactly one 1 a row: give y.argmax(1) if these are classes)"
             return 0.95, f"the answers are a 0/1 matrix of {table.shape[1]} columns"
         return 0.0, "the answers are not a 0/1 matrix"
 
-    @staticmethod
-    def _table(truth: Any) -> np.ndarray:
+    def take(self, truth: np.ndarray, names: list[str] | None) -> tuple[np.ndarray, list[str] | None]:
+        if not _is_texts(truth):
+            return truth, names
+        if not self.labels:
+            self.separator = self.separator or found_separator(truth) or MARKS[0]
+        labels = self.labels or _distinct(truth, self.separator)
+        return self._spread(truth, labels), labels
+
+    def _spread(self, texts: np.ndarray, labels: list[str]) -> np.ndarray:
+        """Texts (N,) -> 0/1 (N, K)."""
+        place = {label: k for k, label in enumerate(labels)}
+        table = np.zeros((len(texts), len(labels)), np.uint8)
+        unknown: list[tuple[int, str]] = []
+        for row, tags in enumerate(_sets(texts, self.separator or MARKS[0])):
+            for tag in tags:
+                if tag in place:
+                    table[row, place[tag]] = 1
+                else:
+                    unknown.append((row, tag))
+        if unknown:
+            raise DataError(
+                f"{len(unknown)} tags are not among the {len(labels)} of training, such as {unknown[0][1]!r}: "
+                f"{rows([row for row, _ in unknown])}.",
+                expected=f"{', '.join(labels[:12])}{' ...' if len(labels) > 12 else ''}, with {self.separator or MARKS[0]!r} "
+                "between them",
+                fix="leave these tags out, or train again with examples of them",
+            )
+        return table
+
+    def _table(self, truth: Any) -> np.ndarray:
         table = truth.detach().cpu().numpy() if isinstance(truth, Tensor) else np.asarray(truth)
+        if self.labels and _is_texts(table):
+            return self._spread(table, self.labels)
         if table.ndim != 2 or table.dtype.kind not in "fiub":
-            raise DataError(f"The tags have shape {tuple(table.shape)}, {table.dtype}.", expected="a 0/1 matrix (N, K)")
+            raise DataError(
+                f"The tags have shape {tuple(table.shape)}, {table.dtype}.",
+                expected="a 0/1 matrix (N, K), or texts (N,) such as 'sweet;red'",
+            )
         bad = np.flatnonzero(~np.isin(table, (0, 1)).all(1))
         if len(bad):
             raise DataError(f"{len(bad)} rows of tags hold other values than 0 and 1: {rows(bad)}.", expected="0 or 1")
         return table
 
     def fit(self, truth: Any, *, own_net: bool = False, names: list[str] | None = None) -> None:
-        self.labels = list(names) if names else [str(k) for k in range(self._table(truth).shape[1])]
+        taken, found = self.take(np.asarray(truth), names)
+        self.labels = list(found) if found else [str(k) for k in range(self._table(taken).shape[1])]
 
     def encode(self, truth: Any) -> Tensor:
         table = self._table(truth)
@@ -74,15 +124,39 @@ class Tags(Target):
                 fix=f"give the last layer {len(self.labels)} outputs",
             )
 
+    def _limits(self) -> Tensor:
+        """(K,) from which probability on a tag is given."""
+        if self.threshold is not None or not self.thresholds:
+            return torch.full((len(self.labels),), 0.5 if self.threshold is None else self.threshold)
+        return torch.tensor(self.thresholds)
+
+    def _shares(self, output: Tensor) -> Tensor:
+        return output if self.probabilities else torch.sigmoid(output)
+
+    def calibrate(self, output: Tensor, truth: Tensor) -> None:
+        """Choose the thresholds, unless one was asked for."""
+        if self.threshold is None and len(truth):
+            shares = self._shares(output.detach().float().cpu()).double().numpy()
+            self.thresholds, self.chosen_on = thresholds(shares, truth.cpu().numpy() > 0.5).tolist(), len(truth)
+
+    def remarks(self) -> list[str]:
+        if not self.thresholds:
+            return []
+        low, high = min(self.thresholds), max(self.thresholds)
+        between = f"{low:.2g} for all" if low == high else f"{low:.2g} to {high:.2g}"
+        return [
+            f"From which probability on a tag is given was chosen on {self.chosen_on:,} validation examples ({between}); "
+            "--task-arg threshold=0.5 sets it."
+        ]
+
     def decode(self, output: Tensor) -> Answers:
-        output = output.detach().float().cpu()
-        table = (output if self.probabilities else torch.sigmoid(output)).numpy()
-        chosen = (table >= self.threshold).astype(np.int64)
+        shares = self._shares(output.detach().float().cpu())
+        table = shares.numpy()
+        chosen = (shares >= self._limits()).long().numpy()
         return Answers(chosen, np.where(chosen == 1, table, 1 - table).min(1), table)
 
     def tally(self, output: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        share = output if self.probabilities else torch.sigmoid(output)
-        chosen = (share >= self.threshold).to(truth.dtype)
+        chosen = (self._shares(output) >= self._limits().to(output.device)).to(truth.dtype)
         return {"both": (chosen * truth).sum(), "either": chosen.sum() + truth.sum()}
 
     def summary(self, sums: dict[str, float], count: int) -> dict[str, float]:
@@ -116,11 +190,96 @@ class Tags(Target):
 
     def columns(self, answers: Answers) -> dict[str, Any]:
         names = np.asarray(self.labels)
-        words = [" ".join(names[row == 1]) for row in answers.prediction]
+        between = self.separator or (" " if not any(" " in name for name in self.labels) else MARKS[0])
+        words = [between.join(names[row == 1]) for row in answers.prediction]
         found: dict[str, Any] = {"prediction": np.array(words, dtype=object), "confidence": answers.confidence}
         if answers.probabilities is not None:
             found.update({f"p_{name}": answers.probabilities[:, k] for k, name in enumerate(self.labels)})
         return found
+
+
+# --- Tags in texts ----------------------------------------------------------------------------------------------------
+
+
+def _is_texts(column: np.ndarray) -> bool:
+    return column.ndim == 1 and column.dtype.kind in "UO"
+
+
+def _sets(texts: np.ndarray, mark: str) -> list[list[str]]:
+    """The tags of each text, without blanks around them; none of an empty text, None or NaN."""
+    empty = gaps(texts)
+    return [
+        [] if empty[row] else [tag for part in str(text).split(mark) if (tag := part.strip())]
+        for row, text in enumerate(texts)
+    ]
+
+
+def _distinct(texts: np.ndarray, mark: str) -> list[str]:
+    return sorted({tag for tags in _sets(texts, mark) for tag in tags})
+
+
+def found_separator(texts: np.ndarray) -> str:
+    """What stands between the tags of texts (N,), or "" where they seem to be one label each.
+
+    Tags come in changing company: there are more different sets of them than tags. Of names that only hold the mark
+    ("Paris, France") there are not.
+    """
+    for mark in MARKS:
+        sets = [frozenset(tags) for tags in _sets(texts, mark)]
+        several = [tags for tags in sets if len(tags) > 1]
+        if len(several) >= max(2, len(sets) / 50) and len(set(sets)) > len(frozenset().union(*sets)):
+            return mark
+    return ""
+
+
+# --- Thresholds -------------------------------------------------------------------------------------------------------
+
+
+def best_threshold(shares: np.ndarray, truth: np.ndarray) -> float:
+    """The probability from which on to say yes, so that F1 is highest on (n,) examples; 0.5 where none is true.
+
+    In the middle between the last that is given and the first that is not; of equal ones that which gives fewest.
+    """
+    if not truth.any():
+        return 0.5
+    order = np.argsort(-shares, kind="stable")
+    ordered, right = shares[order], np.cumsum(truth[order])
+    cuts = np.flatnonzero(np.append(ordered[1:] < ordered[:-1], True))  # the last of each run of equal ones
+    f1 = 2 * right[cuts] / (cuts + 1 + right[-1])
+    last = int(cuts[f1.argmax()])
+    below = ordered[last + 1] if last + 1 < len(ordered) else 0.0
+    return float((ordered[last] + below) / 2)
+
+
+def thresholds(shares: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """(K,) thresholds from probabilities (n, K) and tags (n, K), bool.
+
+    Logit of a tag's threshold: the mean of that of its own best and that of the best for all, weighted by its positive
+    examples and FEW; the best for all is drawn towards 0.5 in the same way. Where all tags together have a lower F1 by
+    their own thresholds than by the common one, they have that; where by that than by 0.5, they have 0.5.
+    """
+
+    def drawn(own: float, towards: float, positive: float) -> float:
+        own, towards = (np.clip(value, 1e-6, 1 - 1e-6) for value in (own, towards))
+        logit = (positive * _logit(own) + FEW * _logit(towards)) / (positive + FEW)
+        return float(1 / (1 + np.exp(-logit)))
+
+    def f1(limits: np.ndarray) -> float:
+        chosen = shares >= limits
+        return float(2 * (chosen & truth).sum() / max(chosen.sum() + truth.sum(), 1))
+
+    together = drawn(best_threshold(shares.ravel(), truth.ravel()), 0.5, truth.sum())
+    each = [
+        drawn(best_threshold(shares[:, k], truth[:, k]), together, positive) for k, positive in enumerate(truth.sum(0))
+    ]
+    ways = [np.full(shares.shape[1], 0.5), np.full(shares.shape[1], together), np.array(each)]
+    scores = [f1(way) for way in ways]
+    best = 1 if scores[1] >= scores[0] else 0
+    return ways[2] if scores[2] >= scores[best] else ways[best]
+
+
+def _logit(share: float) -> float:
+    return float(np.log(share / (1 - share)))
 
 
 TARGET = Tags
