@@ -3,9 +3,10 @@
 In: a net's output and the truth. Out: a 0-d tensor to minimise. Called by `targets` and the loop; any callable
 `(output, truth) -> 0-d tensor` of yours serves as well.
 
-    make("cross_entropy", label_smoothing=0.1)      every loss of torch.nn by name, and the two functions below
+    make("cross_entropy", label_smoothing=0.1)      every loss of torch.nn by name, and the three functions below
     focal(output, truth, gamma=2.0)                 hard examples weigh more
     soft_cross_entropy(output, truth)               truth as class numbers or as probabilities
+    arcface(output, truth, margin=0.3)              output as cosines: every class keeps its distance from the others
     count(loss, output, truth, examples)            so that micro-batches add up to exactly the whole batch
 
 Letters: B batch, K classes, T positions (time, or a picture's pixels; any number of further dimensions).
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -95,7 +97,32 @@ def soft_cross_entropy(output: Tensor, truth: Tensor, smoothing: float = 0.0) ->
     return F.cross_entropy(output, truth, label_smoothing=smoothing)
 
 
-_OURS: dict[str, Loss] = {"focal": focal, "soft_cross_entropy": soft_cross_entropy}
+def arcface(output: Tensor, truth: Tensor, margin: float = 0.3, scale: float = 16.0) -> Tensor:
+    """Cross-entropy of `scale` times the cosines, after the angle to the truth was made `margin` radians larger.
+
+    Deng et al., "ArcFace: additive angular margin loss for deep face recognition" (2019, arXiv:1801.07698): the net is
+    right only where it would also be right from further away. output: (B, K) cosines between an embedding and the centre
+    of each class, from -1 to 1; truth: (B) class numbers. Where the larger angle would pass pi, the cosine falls on in a
+    straight line, cos - margin sin(margin), as in the authors' program. margin = 0 is cross-entropy of scaled cosines.
+
+    A truth of K or more is a class that has no centre (a person nobody trained on): such examples are left out of the
+    mean, and of nothing else the mean is 0.
+    """
+    if not 0 <= margin < math.pi / 2 or not scale > 0:
+        raise UsageError(
+            f"margin is {margin}, scale {scale}", expected="a margin from 0 to below pi/2, a scale above 0"
+        )
+    known = (truth < output.shape[1]).to(output.dtype)
+    place = truth.clamp(max=output.shape[1] - 1)[:, None]  # (B, 1)
+    cosine = output.gather(1, place)
+    sine = (1 - cosine.square()).clamp_min(1e-6).sqrt()  # its slope stays finite at 0 and pi
+    further = cosine * math.cos(margin) - sine * math.sin(margin)
+    further = torch.where(cosine > -math.cos(margin), further, cosine - margin * math.sin(margin))
+    each = F.cross_entropy(output.scatter(1, place, further) * scale, place[:, 0], reduction="none")
+    return (each * known).sum() / known.sum().clamp_min(1)
+
+
+_OURS: dict[str, Loss] = {"focal": focal, "soft_cross_entropy": soft_cross_entropy, "arcface": arcface}
 _ALSO = {"ce": "crossentropy", "mae": "l1"}
 
 
@@ -106,7 +133,7 @@ def _key(name: str) -> str:
 
 
 def names() -> list[str]:
-    """Every name: torch's as torch writes them ("BCELoss", "CTCLoss", ...), "focal" and "soft_cross_entropy"."""
+    """Every name: torch's as torch writes them ("BCELoss", "CTCLoss", ...), and those of the functions here."""
     return sorted([*torch_losses.__all__, *_OURS])
 
 

@@ -30,6 +30,7 @@ def finish(job: Job, state: states.TrainState, history: History, loaded_seconds:
     """Final weights, held-out scores, simple models beside them, predictions, pictures, the page, and the last screen."""
     folder = job.folder
     digest = _final_weights(job, state)
+    _remember(job)
     _calibrate(job)
     facts = _measure(job)
     scores = facts["scores"]
@@ -82,6 +83,17 @@ def _final_weights(job: Job, state: states.TrainState) -> str:
     written = weights.to_bytes(job.net.eval().state_dict())
     files.write(job.folder / runs_.WEIGHTS, written)
     return hashlib.sha256(written).hexdigest()
+
+
+def _remember(job: Job) -> None:
+    """The target keeps what its answers are compared with: the training examples as the net sees them."""
+    target, (encoded, rows) = job.data.target, job.data.parts["train"]
+    if target.remembers and encoded.truth is not None and rows is not None:
+        output, truth = job.data.domain.ask(job.net, encoded, rows, device=job.device)
+        ids = job.data.source.train.ids
+        called = [str(ids[row]) if ids is not None and row < len(ids) else f"example {row}" for row in rows]
+        target.remember(output, torch.from_numpy(truth), np.asarray(called))
+        target.save(job.folder)
 
 
 def _calibrate(job: Job) -> None:
@@ -151,8 +163,8 @@ def _simple_models(job: Job, facts: dict[str, Any]) -> list[dict[str, Any]]:
         return None if table is None else (table, loaded.domain.plain(encoded.inputs, facts["numbers"], model))
 
     return baselines.baselines(
-        loaded.target.name,
-        {name: functools.partial(plain, name) for name in loaded.domain.simple},
+        loaded.target.baseline or loaded.target.name,
+        {name: functools.partial(plain, name) for name in (*loaded.target.simple, *loaded.domain.simple)},
         loaded.target.people(truth.numpy()),
         facts["truth"],
         loaded.target.measures(),

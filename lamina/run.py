@@ -179,6 +179,7 @@ def domain_and_target(folder: Path, domain: Any = None, task: Any = None) -> tup
             built.append(kind(**entry["state"]))
             if own is None:
                 built[-1].prepare() if what == "domain" else built[-1].measures()  # what the state is for
+    built[1].open(folder)
     return built[0], built[1]
 
 

@@ -328,7 +328,10 @@ def _start(
             net=wanted.net or domain.default_net,
             examples=count,
             pictures=_picture(domain, taken),
-            opinions={} if own_net else domain.opinions(taken.train, target, wanted),
+            opinions={} if own_net else {
+                **domain.opinions(taken.train, target, wanted),
+                **target.opinions(domain.name, taken.train, wanted),
+            },
             task=target.name,
             supervised=target.needs_truth,
             given_valid=taken.valid is not None,
