@@ -277,7 +277,7 @@ def _load(
         return _separate(source, kind, answer, why, truth, loss, own_net, fitted is None), recipe
 
     inputs, truth, given, n = _pool(source, truth, bad)
-    several = np.ndim(truth) == 2 and np.shape(truth)[1] == len(source.target)
+    several = truth is not None and truth.ndim == 2 and truth.shape[1] == len(source.target)
     named = examples.labels or (list(source.target) if several else None)
     if truth is not None:
         truth, named = answer.take(truth, named)
