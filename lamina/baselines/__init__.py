@@ -65,6 +65,7 @@ def baselines(
             expected = f"one of {', '.join(map(repr, known[:10].tolist()))}"
             raise errors.DataError(f"The training label {strange[0]!r} is not among the classes.", expected=expected)
     found: list[dict] = []
+    measures = [measure for measure in measures if not measure.intervals]
 
     def add(name: str, answers: Answers, rows: int, note: str, start: float) -> None:
         extra = {"name": name, "trained_on": rows, "seconds": round(time.perf_counter() - start, 3)}

@@ -21,6 +21,7 @@ from lamina import losses, mapped
 from lamina.batches import Batch, Batches, Kept, over
 from lamina.batches.aside import SetAside
 from lamina.errors import DataError, UsageError
+from lamina.findings import Finding
 from lamina.inference import ELSEWHERE, FEW, PORTIONS, WORTH, portion, quickest
 from lamina.recipe import Recipe
 from lamina.sources import Examples, Source
@@ -67,6 +68,10 @@ class Domain:
 
     def fit(self, inputs: Any, rows: np.ndarray) -> None:
         """Learn from the training rows of the raw inputs."""
+
+    def findings(self) -> list[Finding]:
+        """What `fit` found out about the data, and what it left out for that."""
+        return []
 
     def encode(self, inputs: Any) -> Any:
         """Raw inputs -> tuple of compact tensors (N, ...); a Dataset stays as it is."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from lamina.findings import Finding
 from lamina.recipe import Recipe
 from lamina.sources import Examples
 
@@ -23,6 +24,8 @@ class Answers:
     prediction: np.ndarray  # (N,) labels or numbers, (N, D) numbers, (N, K) 0/1 for tags, strings for sequences
     confidence: np.ndarray | None = None  # (N,) in [0, 1]
     probabilities: np.ndarray | None = None  # (N, K)
+    low: np.ndarray | None = None  # as the prediction: where the interval of each number begins
+    high: np.ndarray | None = None  # and where it ends
     embedding: np.ndarray | None = None  # (N, D) where each example lies in the net's space
 
     def __len__(self) -> int:
@@ -46,6 +49,7 @@ class Measure:
     finish: Callable[[np.ndarray], np.ndarray] | None = None  # applied to that mean: sqrt for rmse
     exact: bool = False  # a share of successes: Clopper-Pearson instead of the bootstrap
     from_confusion: Callable[[np.ndarray], np.ndarray] | None = None  # (R, K, K) counts -> (R,)
+    intervals: bool = False  # a score of intervals of prediction, which simple models do not give
 
 
 _MANY = 1000  # texts from which on a table of hashes pays
@@ -115,6 +119,10 @@ class Target:
 
     def fit(self, truth: Any, *, own_net: bool = False) -> None:
         """Learn labels or scale from the training answers. A user's own net gets its numbers as they are."""
+
+    def findings(self) -> list[Finding]:
+        """What `fit` found out about the answers, and what it does about that."""
+        return []
 
     def encode(self, truth: Any) -> Tensor:
         """Answers -> a tensor (N, ...)."""

@@ -1,11 +1,15 @@
 """One or several numbers.
 
-In: numbers (N,) or (N, D). For our own nets they are standardised by the training split, and the net gives (N, D); a
-user's own net meets them as they are. Out: numbers in the user's units.
+In: numbers (N,) or (N, D). For our own nets they are standardised by the training split, after their logarithm was taken
+where they are positive and very skewed, and the net gives (N, D); a user's own net meets them as they are. Out: numbers in
+the user's units, and once `calibrate` has seen a validation split, an interval for each that holds the truth with a known
+probability (split conformal prediction: Papadopoulos et al., "Inductive confidence machines for regression", 2002; Lei et
+al., 2018), as wide as the errors were among predictions of like size (its Mondrian form: Vovk et al., 2003).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -15,7 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from lamina.errors import DataError, UsageError, rows
+from lamina.findings import Finding
 from lamina.targets.base import Answers, Measure, Target
+
+SKEW = 2.0  # from which on the logarithm is learned; that of an exponential distribution
+GROUPS = 5  # of predictions of like size, each with an interval of its own width
+ENOUGH = 100  # validation examples for each of these
+BIAS = (0.5, 2.0)  # the least and the most by which answers of a logarithm are corrected
 
 
 @dataclass
@@ -24,11 +34,23 @@ class Numbers(Target):
     quick: ClassVar[str] = "rmse"
     quick_better: ClassVar[str] = "lower"
 
+    log: bool | None = None  # learn the logarithm; None: where the training answers are positive and very skewed
+    coverage: float = 0.9  # probability with which an interval of prediction shall hold the truth
+    # What was learned:
     size: int = 1  # numbers an example
     flat: bool = True  # given as (N,), so answered as (N,)
-    mean: list[float] = field(default_factory=lambda: [0.0])
+    mean: list[float] = field(default_factory=lambda: [0.0])  # of what is learned
     std: list[float] = field(default_factory=lambda: [1.0])
     labels: list[str] = field(default_factory=list)
+    units: list[float] = field(default_factory=list)  # log(1 + y / unit) is learned; 0 for y itself
+    reach: list[list[float]] = field(default_factory=list)  # the least and the most that was learned, where it is a log
+    bias: list[float] = field(default_factory=list)  # exp of a mean log is less than the mean: by this factor
+    edges: list[list[float]] = field(default_factory=list)  # between groups of predictions, as they are learned
+    widths: list[list[float]] = field(default_factory=list)  # half an interval in each group, as it is learned
+
+    def __post_init__(self) -> None:
+        if not 0 < self.coverage < 1:
+            raise UsageError(f"coverage is {self.coverage}", expected="a probability between 0 and 1, such as 0.9")
 
     @classmethod
     def sniff(cls, truth: Any) -> tuple[float, str]:
@@ -63,18 +85,89 @@ class Numbers(Target):
         table = table.reshape(len(table), -1).astype(np.float64)
         self.size = table.shape[1]
         self.labels = list(names or [])
+        self.mean, self.std, self.units = [0.0] * self.size, [1.0] * self.size, [0.0] * self.size
+        self.reach, self.bias, self.edges, self.widths = [], [1.0] * self.size, [], []
         if own_net:
-            self.mean, self.std = [0.0] * self.size, [1.0] * self.size
-        else:
-            std = table.std(0)
-            self.mean, self.std = table.mean(0).tolist(), np.where(std > 0, std, 1.0).tolist()
+            return
+        self.units = [self._unit(column) for column in table.T]
+        learned = self._learned(table)
+        std = learned.std(0)
+        self.mean, self.std = learned.mean(0).tolist(), np.where(std > 0, std, 1.0).tolist()
+        self.reach = [[float(column.min()), float(column.max())] for column in learned.T]
+
+    def _unit(self, column: np.ndarray) -> float:
+        """That of the logarithm of a column: a small one of its numbers; 0 where the numbers themselves are learned."""
+        positive = column[column > 0]
+        if self.log is False or not len(positive):
+            return 0.0
+        if self.log and column.min() < 0:
+            raise UsageError(f"log is asked for, and {(column < 0).sum():,} answers are negative.", fix="log=false")
+        unit = float(np.quantile(positive, 0.1))
+        if self.log:
+            return unit
+        before, after = skewness(column), skewness(np.log1p(np.maximum(column, 0) / unit))
+        return unit if column.min() >= 0 and before > SKEW and abs(after) < before / 2 else 0.0
+
+    def findings(self) -> list[Finding]:
+        logs = [k for k, unit in enumerate(self.units) if unit]
+        if not logs or self.log:
+            return []
+        which = (
+            ""
+            if self.size == 1
+            else f" ({', '.join((self.labels or list(map(str, range(self.size))))[k] for k in logs)})"
+        )
+        return [Finding(
+            "skewed_answers", "note", f"The answers{which} are positive and very skewed.", len(logs), [],
+            "their logarithm is learned; what is answered is in their own units", "--task-arg log=false",
+        )]  # fmt: skip
+
+    def _learned(self, wide: np.ndarray) -> np.ndarray:
+        """Numbers (N, D) as they are learned, before they are standardised. Negative ones go the mirrored way."""
+        if not any(self.units):
+            return wide
+        unit = np.asarray(self.units)
+        safe = np.where(unit > 0, unit, 1.0)
+        return np.where(unit > 0, np.sign(wide) * np.log1p(np.abs(wide) / safe), wide)
+
+    def _back(self, output: Tensor) -> Tensor:
+        """Standardised numbers (N, D), of a net or encoded, in the user's units."""
+
+        def row(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=output.dtype, device=output.device)
+
+        learned = output * row(self.std) + row(self.mean)
+        if not any(self.units):
+            return learned
+        unit = row(self.units)
+        powers = torch.sign(learned) * torch.expm1(learned.abs().clamp(max=80)) * unit
+        return torch.where(unit > 0, powers, learned)
+
+    def _within(self, output: Tensor) -> Tensor:
+        """A net's outputs (N, D); of logarithms not further than a tenth beyond those of the training, since exp goes far."""
+        if not any(self.units):
+            return output
+        low, high = torch.tensor(self.reach, dtype=output.dtype, device=output.device).T
+        mean, std, unit = (
+            torch.tensor(v, dtype=output.dtype, device=output.device) for v in (self.mean, self.std, self.units)
+        )
+        room = 0.1 * (high - low)
+        return torch.where(unit > 0, output.clamp((low - room - mean) / std, (high + room - mean) / std), output)
+
+    def _predicted(self, output: Tensor) -> Tensor:
+        """A net's outputs (N, D) -> predictions in the user's units."""
+        found = self._back(self._within(output))
+        if not any(self.units):
+            return found
+        unit, bias = (torch.tensor(v, dtype=output.dtype, device=output.device) for v in (self.units, self.bias))
+        return torch.where(unit > 0, ((found + unit) * bias - unit).clamp(min=0), found)
 
     def encode(self, truth: Any) -> Tensor:
         table = self._table(truth)
         wide = table.reshape(len(table), -1).astype(np.float64)
         if wide.shape[1] != self.size:
             raise DataError(f"There are {wide.shape[1]} numbers an example.", expected=f"{self.size}, as in training")
-        scaled = (wide - self.mean) / self.std
+        scaled = (self._learned(wide) - self.mean) / self.std
         return torch.from_numpy(scaled.reshape(table.shape).astype(np.float32))
 
     @property
@@ -98,20 +191,51 @@ class Numbers(Target):
         """(N,) against (N, 1) would broadcast to (N, N) in silence: the truth takes the output's shape."""
         return truth.reshape(output.shape) if truth.shape != output.shape else truth
 
+    def calibrate(self, output: Tensor, truth: Tensor) -> None:
+        """Learn from the validation split how far predictions are off, and by how much those of a logarithm are too low."""
+        guess = self._within(output.detach().double().cpu().reshape(len(output), -1))
+        aim = truth.detach().double().cpu().reshape(guess.shape)
+        means, guesses = self._back(aim).numpy(), self._back(guess).numpy()
+        self.bias = [
+            float(np.clip((means[:, k] + unit).mean() / (guesses[:, k] + unit).mean(), *BIAS)) if unit else 1.0
+            for k, unit in enumerate(self.units or [0.0] * self.size)
+        ]
+        self.edges, self.widths = [], []
+        for place, error in zip(guess.numpy().T, (aim - guess).abs().numpy().T, strict=True):
+            groups = max(1, min(GROUPS, len(place) // ENOUGH))
+            edges = np.quantile(place, np.arange(1, groups) / groups)
+            group = np.searchsorted(edges, place)
+            widths = [conformal(error[group == k], self.coverage) for k in range(groups)]
+            if not np.isfinite(widths).all():  # too few for any interval
+                edges, widths = np.zeros(0), [conformal(error, self.coverage)]
+            self.edges.append(edges.tolist())
+            self.widths.append(widths if np.isfinite(widths).all() else [])
+
     def decode(self, output: Tensor) -> Answers:
-        wide = output.detach().double().cpu().reshape(len(output), -1).numpy() * self.std + self.mean
-        return Answers(wide[:, 0] if self.flat else wide)
+        wide = output.detach().double().cpu().reshape(len(output), -1)
+        parts: list[Any] = [self._predicted(wide).numpy(), None, None]
+        if self.widths and all(self.widths):
+            inside = self._within(wide).numpy()
+            half = np.stack([
+                np.asarray(widths)[np.searchsorted(edges, column)]
+                for column, edges, widths in zip(inside.T, self.edges, self.widths, strict=True)
+            ], 1)  # fmt: skip
+            parts[1:] = [self._back(torch.from_numpy(inside + side * half)).numpy() for side in (-1, 1)]
+            logs = np.asarray(self.units or [0.0] * self.size) > 0
+            parts[1] = np.where(logs, np.maximum(parts[1], 0), parts[1])
+        prediction, low, high = (part if part is None or not self.flat else part[:, 0] for part in parts)
+        return Answers(prediction, low=low, high=high)
 
     def tally(self, output: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        scale = torch.tensor(self.std, device=output.device, dtype=torch.float32)
-        error = (output.reshape(len(output), -1).float() - truth.reshape(len(truth), -1)) * scale
+        wide = output.reshape(len(output), -1).float()
+        error = self._predicted(wide) - self._back(truth.reshape(len(truth), -1).float())
         return {"squared": error.square().mean(1).sum()}
 
     def summary(self, sums: dict[str, float], count: int) -> dict[str, float]:
         return {"rmse": (sums["squared"] / count) ** 0.5}
 
     def people(self, truth: Any) -> np.ndarray:
-        wide = np.asarray(truth, dtype=np.float64).reshape(len(truth), -1) * self.std + self.mean
+        wide = self._back(torch.from_numpy(np.asarray(truth, dtype=np.float64).reshape(len(truth), -1))).numpy()
         return wide[:, 0] if self.flat else wide
 
     def measures(self) -> list[Measure]:
@@ -131,17 +255,45 @@ class Numbers(Target):
             )
             return float(np.where(spread > 0, 1 - left / np.where(spread > 0, spread, 1), left == 0).mean())
 
+        def held(truth: np.ndarray, answers: Answers) -> np.ndarray:
+            """The share of an example's numbers that lie in their intervals."""
+            if answers.low is None or answers.high is None:
+                return np.full(len(truth), np.nan)
+            inside = (answers.low <= truth) & (truth <= answers.high)
+            return inside.reshape(len(truth), -1).mean(1)
+
         return [
             Measure("rmse", lambda t, a: float(squared(t, a).mean() ** 0.5), "lower", each=squared, finish=np.sqrt),
             Measure("mae", lambda t, a: float(absolute(t, a).mean()), "lower", each=absolute),
             Measure("r2", r2),
+            *(
+                [Measure("coverage", lambda t, a: float(held(t, a).mean()), each=held, intervals=True)]
+                if self.widths
+                else []
+            ),
         ]
 
     def columns(self, answers: Answers) -> dict[str, Any]:
+        parts = {"prediction": answers.prediction, "low": answers.low, "high": answers.high}
+        there = {name: part for name, part in parts.items() if part is not None}
         if answers.prediction.ndim == 1:
-            return {"prediction": answers.prediction}
+            return there
         names = self.labels or [str(k) for k in range(self.size)]
-        return {f"prediction_{name}": answers.prediction[:, k] for k, name in enumerate(names)}
+        return {f"{part}_{name}": table[:, k] for k, name in enumerate(names) for part, table in there.items()}
+
+
+def skewness(column: np.ndarray) -> float:
+    """The third standardised moment of numbers (N,); 0 of a constant."""
+    away = column - column.mean()
+    spread = np.sqrt(np.mean(away**2))
+    return float(np.mean(away**3) / spread**3) if spread > 0 else 0.0
+
+
+def conformal(errors: np.ndarray, coverage: float) -> float:
+    """Half an interval that holds a further example like these with at least this probability: of n errors (n,) the
+    ceil((n + 1) coverage)-th smallest; infinite where they are too few."""
+    place = math.ceil((len(errors) + 1) * coverage)
+    return float(np.sort(errors)[place - 1]) if place <= len(errors) else math.inf
 
 
 TARGET = Numbers
