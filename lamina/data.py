@@ -284,15 +284,21 @@ def _load(
     aside = SetAside(n, SHARE if recipe.set_aside is None else recipe.set_aside)
     aside.tell = lambda index, reason: None  # until there is somebody to be told
     aside.add(bad)
+    found = list(source.findings)
+    names_of = [getattr(source, part).ids for part in PARTS if getattr(source, part) is not None]
+    pooled = Examples(
+        inputs, truth, kind=examples.kind, names=examples.names, labels=examples.labels,
+        ids=None if any(column is None for column in names_of) else np.concatenate(names_of),
+    )  # fmt: skip
+    table = Source(source.name, pooled, target=source.target)
+    copies = checks.find_copies(table)
     if split is None:
-        split = _split(recipe, source, truth, answer, given)
+        split = _split(recipe, source, truth, answer, given, copies)
     if max((int(rows.max()) for rows in (split.train, split.valid, split.test) if len(rows)), default=-1) >= n:
         raise DataError(f"The stored split speaks of more than the {n} examples there are.",
                         fix="give the data the run was trained on")  # fmt: skip
-    found = list(source.findings)
     if truth is not None and answer.name in names.known("targets") and kind.name in names.known("domains"):
-        pooled = Examples(inputs, truth, kind=examples.kind, names=examples.names, labels=examples.labels)
-        found += checks.check(Source(source.name, pooled), task=answer.name, split=split)  # type: ignore[arg-type]
+        found += checks.check(table, task=answer.name, split=split, found=copies)
         findings.raise_errors(found)
     found += checks.large_batch(asked_batch, len(split.train))
     if fitted is None:
@@ -302,7 +308,9 @@ def _load(
         answer.adopt(loss)
         if hasattr(kind, "features"):
             kind.features = examples.names
-    found += kind.findings()
+    learned = [*kind.findings(), *answer.findings()]
+    kinds = {finding.kind for finding in learned}  # who learned knows better what was done about it
+    found = [finding for finding in found if finding.kind not in kinds] + learned
     column = None if truth is None else answer.encode(truth)
     if isinstance(inputs, tuple):
         encoded = Encoded(mapped.within(kind.encode(inputs)), column)
@@ -361,9 +369,10 @@ def _pool(
 
 
 def _split(
-    recipe: Recipe, source: Source, truth: np.ndarray | None, target: Target, given: dict[str, np.ndarray]
-) -> splits.Split:
-    """Given parts stay as they are; shares are drawn from the training data."""
+    recipe: Recipe, source: Source, truth: np.ndarray | None, target: Target, given: dict[str, np.ndarray],
+    copies: checks.Copies,
+) -> splits.Split:  # fmt: skip
+    """Given parts stay as they are; shares are drawn from the training data, copies of an example into one part."""
     pool = given["train"]
     drawn = splits.split(
         len(pool),
@@ -373,6 +382,7 @@ def _split(
         how=recipe.split or "auto",
         groups=source.train.groups,
         times=source.train.times,
+        copies=copies.units(len(pool)),
         seed=recipe.seed or 0,
     )
     how = drawn.how if len(drawn.train) < len(pool) else "as given"

@@ -1,7 +1,7 @@
 """Who learns, who validates, who tests.
 
-In: how many examples there are, and what must be respected: answers (stratify), groups (never split), times (the
-latest are the test). Out: a `Split` of row numbers, and its text for splits.csv. Called once a run by `train`;
+In: how many examples there are, and what must be respected: answers (stratify), groups and copies (never split), times
+(the latest are the test). Out: a `Split` of row numbers, and its text for splits.csv. Called once a run by `train`;
 everything after takes the split that the run stored.
 
 A split is a function of its arguments: the same seed gives the same rows.
@@ -54,17 +54,21 @@ def split(
     how: str = "auto",
     groups: Any = None,
     times: Any = None,
+    copies: Any = None,
     seed: int = 0,
 ) -> Split:
     """n rows -> a Split. `valid` and `test` are shares of all rows, 0 <= share < 1; a share of 0 makes an empty part.
 
-    how     random       every row for itself
+    how     random       every row for itself, copies or not
             stratified   each class's count in each part is its exact share, rounded up or down (but no part stays empty
                          for it); classes with fewer than 3 members go to train
             grouped      rows of a group stay together; parts come near their shares as far as the groups allow
             time         the latest rows are the test, the next latest validate; equal times stay together
             auto         grouped where there are groups, else time where there are times, else stratified where the
                          answers are classes (texts, booleans, whole numbers that recur), else random
+
+    copies (N,): rows with the same number are the same example and stay together, but where `how` is random or time. Classes
+    and parts come as near to their shares as that allows: exactly, if there are rows enough that are no copies.
 
     Raises DataError where a part that was asked for would stay empty.
     """
@@ -83,15 +87,19 @@ def split(
             expected=f"{need} or more",
             fix="give more examples, or ask for no validation or test part",
         )
-    for name, column in (("truth", truth), ("groups", groups), ("times", times)):
+    for name, column in (("truth", truth), ("groups", groups), ("times", times), ("copies", copies)):
         if column is not None and len(column) != n:
             raise UsageError(f"{name} has {len(column)} entries for {n} examples.", expected="one an example")
     classes = _classes(truth)
     reason = ""
+    same, extra = (None, 0) if copies is None or how == "random" else _same(copies)
+    together = f"; {extra:,} {'copies' if extra > 1 else 'copy'} kept together" if extra else ""
     if how == "auto":
         how, reason = _choose(classes, groups, times)
     if how == "grouped":
-        parts, words = _grouped(_column(groups, "groups"), shares, seed)
+        column = _column(groups, "groups")
+        parts, words = _grouped(column, shares, seed) if same is None else _grouped(_united(column, same), shares, seed)
+        words += together
     elif how == "time":
         parts, words = _by_time(_column(times, "times"), shares)
     elif how == "stratified":
@@ -101,7 +109,11 @@ def split(
                 expected="truth (N,) of texts, booleans or whole numbers",
                 fix="how='random'",
             )
-        parts, words = _stratified(classes, shares, seed)
+        parts, words = _stratified(classes, shares, seed) if same is None else _whole(classes, same, shares, seed)
+        words += together
+    elif same is not None:
+        parts, words = _whole(np.zeros(n, np.int64), same, shares, seed)
+        words = f"at random, seed {seed}{together}"
     else:
         parts, words = _random(n, shares, seed), f"at random, seed {seed}"
     return _of(parts, words + reason)
@@ -243,6 +255,107 @@ def _table(counts: np.ndarray, shares: np.ndarray) -> np.ndarray:
         table[row, donor] -= 1
         table[row, part] += 1
     return table
+
+
+# --- Copies -----------------------------------------------------------------------------------------------------------
+
+
+def _same(copies: Any) -> tuple[np.ndarray | None, int]:
+    """(N,) numbers 0..U-1 of the examples, and how many rows are copies; None where no row is one."""
+    codes = _codes(_column(copies, "copies"))
+    extra = len(codes) - (int(codes.max()) + 1)
+    return (codes, extra) if extra else (None, 0)
+
+
+def _united(groups: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """(N,) numbers of what hangs together by groups and by copies."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    codes = _codes(groups)
+    nodes = int(codes.max()) + 1 + int(same.max()) + 1
+    links = coo_array((np.ones(len(codes), bool), (codes, int(codes.max()) + 1 + same)), shape=(nodes, nodes))
+    return np.asarray(connected_components(links, directed=False)[1])[codes]
+
+
+def _whole(classes: np.ndarray, same: np.ndarray, shares: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
+    """Stratified, what is the same example in one part: first those of many rows, the largest first, each to a part drawn by
+    the room that is left there for its classes; then the others of each class fill the rooms up.
+
+    Classes of fewer than FEW different examples stay in train, and so does every class's last: what is held out was seen.
+    """
+    rng = np.random.default_rng(seed)
+    order = np.argsort(same, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(same[order])) + 1)
+    different = np.bincount(np.unique(np.stack([classes, same]), axis=1)[0])  # examples of each class
+    need = int((shares > 0).sum())
+    if len(members) < need:
+        raise DataError(
+            f"There {'is 1 different example' if len(members) == 1 else f'are {len(members)} different examples'} for "
+            f"{need} parts: the others are copies.",
+            expected=f"{need} or more",
+            fix="give more examples, ask for no validation or test part, or how='random'",
+        )
+    rare = np.flatnonzero(different < FEW)
+    counts = np.bincount(classes)
+    room = np.zeros((len(counts), 3), np.int64)
+    room[rare, 0] = counts[rare]
+    spread = rng.permutation(np.setdiff1d(np.arange(len(counts)), rare))
+    room[spread] = _table(counts[spread], shares) if len(spread) else 0
+    parts = np.full(len(classes), -1, np.int8)
+    sizes = np.array([len(rows) for rows in members])
+    several = np.flatnonzero(sizes > 1)
+    for unit in several[np.lexsort((rng.permutation(len(several)), -sizes[several]))]:
+        rows = members[unit]
+        kinds, amounts = np.unique(classes[rows], return_counts=True)
+        left = room[kinds] - amounts[:, None]  # (kinds, 3)
+        fitting = np.flatnonzero((left >= 0).all(0) & (shares > 0))
+        if np.isin(kinds, rare).any():
+            part = 0
+        elif len(fitting):
+            chances = room[kinds][:, fitting].sum(0).astype(np.float64)
+            part = int(rng.choice(fitting, p=chances / chances.sum()))
+        else:
+            part = int(np.where(shares > 0, left.min(0), -len(classes)).argmax())
+        parts[rows] = part
+        room[kinds, part] -= amounts
+    single = np.flatnonzero(parts < 0)
+    for label in np.unique(classes[single]):
+        rows = single[classes[single] == label]
+        parts[rng.permutation(rows)] = np.repeat(np.arange(3, dtype=np.int8), _filled(room[label], len(rows)))
+    _mend(parts, classes, members, shares)
+    few = len(rare)
+    words = (
+        f"; {few} class{'es' if few > 1 else ''} with fewer than {FEW} different examples in train only" if few else ""
+    )
+    return parts, f"stratified by class, seed {seed}{words}"
+
+
+def _filled(room: np.ndarray, count: int) -> np.ndarray:
+    """Sizes (3,) that add up to `count`, as `room` says; what copies took too much of one part is taken from the largest."""
+    sizes = np.maximum(room, 0)
+    while (over := sizes.sum() - count) > 0:
+        largest = int(sizes.argmax())
+        sizes[largest] -= min(over, max(1, sizes[largest] // 2))
+    sizes[0] += count - sizes.sum()
+    return sizes
+
+
+def _mend(parts: np.ndarray, classes: np.ndarray, members: list[np.ndarray], shares: np.ndarray) -> None:
+    """In place: no part that was asked for is empty, and no class is held out that train has not."""
+    for part in np.flatnonzero(shares > 0):
+        if not (parts == part).any():
+            of = np.array([parts[rows[0]] for rows in members])
+            donors = np.flatnonzero(np.bincount(of, minlength=3) > 1)
+            movable = [k for k in range(len(members)) if of[k] in donors]
+            parts[members[min(movable, key=lambda k: len(members[k]))]] = part
+    learned = np.zeros(int(classes.max()) + 1, bool)
+    learned[classes[parts == 0]] = True
+    for unit in members:
+        held = parts[unit[0]]
+        if held > 0 and not learned[classes[unit]].all() and (parts == held).sum() > len(unit):
+            parts[unit] = 0
+            learned[classes[unit]] = True
 
 
 # --- Grouped, by time -------------------------------------------------------------------------------------------------

@@ -1,0 +1,159 @@
+"""Pictures and texts that are nearly the same as another.
+
+In: a `Pool` of pictures (uint8, in memory) or texts, and the rows to compare. Out: pairs of rows (M, 2), each a row and an
+earlier one. Candidates are found by hashing and every one is then compared in full, so that what is told is near and what is
+near is missed now and then.
+
+Pictures: grey thumbnails of 32x32 numbers, mean and size taken out; the bits of a hash are the signs of their products with
+random directions (Charikar, 2002). Near is a correlation of thumbnails above `ALIKE`, where they have detail enough.
+Texts: letters in runs of `SHINGLE`, and of their hashes the least of each of 16 functions (Broder, 1997). Near is a share of
+common runs above `SHARED`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lamina.checks.pool import Pool
+
+MOST = 60_000  # pictures or texts that are compared
+ALIKE = 0.993  # correlation of two thumbnails: no two of the 70,000 digits of MNIST are that near
+SHARED = 0.9  # of the runs of letters that either text has
+SHINGLE = 6  # letters
+SMALLEST = 16  # pixels of a side: smaller pictures are alike by chance
+LETTERS = 40  # a text has at least, to be compared
+_CUT = 1500  # letters of a text that are looked at
+_SIDE = 32  # of a thumbnail, at most
+_TABLES, _BITS = 6, 18
+_BUCKET = 200  # rows of one hash: more are no accident, and are compared with the first of them only
+
+
+def pairs(table: Pool, rows: np.ndarray) -> np.ndarray:
+    """(M, 2) rows that are nearly the same, the earlier one first; at most `MOST` of the rows are looked at."""
+    rows = table.some(MOST, rows)
+    if len(rows) < 2 or not table.columns:
+        return np.zeros((0, 2), np.int64)
+    if table.kind == "texts":
+        found = _texts([str(table.columns[0][row]) for row in rows])
+    elif _are_pictures(table):
+        found = _pictures(table.columns[0], rows)
+    else:
+        return np.zeros((0, 2), np.int64)
+    return rows[found] if len(found) else np.zeros((0, 2), np.int64)
+
+
+# --- Pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _pictures(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    vectors = thumbnails(column, rows)
+    rough = np.linalg.norm(vectors, axis=1) > 0.5  # of one colour: no direction
+    centre = vectors - vectors[rough].mean(0) if rough.any() else vectors
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(_TABLES):
+        products = centre @ rng.standard_normal((vectors.shape[1], _BITS), dtype=np.float32)
+        signs = products > np.median(products, axis=0)
+        found.append(_candidates(signs @ (1 << np.arange(_BITS))))
+    each = _distinct(found)
+    kept = []
+    for start in range(0, len(each), 1 << 16):
+        some = each[start : start + (1 << 16)]
+        alike = np.einsum("nf,nf->n", vectors[some[:, 0]], vectors[some[:, 1]])
+        kept.append(some[(alike > ALIKE) & rough[some[:, 0]] & rough[some[:, 1]]])
+    return np.concatenate(kept) if kept else np.zeros((0, 2), np.int64)
+
+
+def _are_pictures(table: Pool) -> bool:
+    column = table.columns[0]
+    if table.kind != "pictures" or len(table.columns) != 1 or column.dtype != np.uint8 or column.ndim not in (3, 4):
+        return False
+    return sorted(column.shape[1:])[-2] >= SMALLEST
+
+
+def thumbnails(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Pictures (N, H, W), (N, C, H, W) or (N, H, W, C) -> float32 (n, F): grey, at most 32x32, of mean 0 and length 1 (of
+    length 0 where there is one colour only)."""
+    import torch
+    from torch.nn.functional import adaptive_avg_pool2d
+
+    found = []
+    for start in range(0, len(rows), 512):
+        some = torch.from_numpy(np.ascontiguousarray(column[rows[start : start + 512]]))
+        if some.ndim == 4:
+            some = some.float().mean(1 if some.shape[1] in (1, 3, 4) else 3)
+        found.append(adaptive_avg_pool2d(some.float()[:, None], min(_SIDE, *some.shape[1:])).flatten(1))
+    flat = torch.cat(found)
+    flat = flat - flat.mean(1, keepdim=True)
+    length = flat.norm(dim=1, keepdim=True)
+    flat = torch.where(length > flat.shape[1] ** 0.5, flat / length.clamp(min=1e-6), torch.zeros(()))
+    return flat.numpy()  # type: ignore[no-any-return]
+
+
+# --- Texts ------------------------------------------------------------------------------------------------------------
+
+
+def _texts(texts: list[str]) -> np.ndarray:
+    from lamina.checks.copies import plain
+
+    texts = [plain(text[: 2 * _CUT])[:_CUT] for text in texts]
+    which = np.array([k for k, text in enumerate(texts) if len(text) >= LETTERS], np.int64)
+    if len(which) < 2:
+        return np.zeros((0, 2), np.int64)
+    runs = [shingles(texts[k]) for k in which]
+    joined = np.concatenate(runs)
+    starts = np.cumsum([0, *(len(run) for run in runs[:-1])])
+    rng = np.random.default_rng(0)
+    least = np.empty((16, len(which)), np.uint64)
+    for k, (factor, shift) in enumerate(rng.integers(1, 1 << 62, (16, 2), dtype=np.uint64)):
+        mixed = joined * (factor | np.uint64(1)) + shift
+        least[k] = np.minimum.reduceat(mixed ^ (mixed >> np.uint64(29)), starts)
+    found = []
+    for band in least.reshape(4, 4, -1):
+        key = band[0]
+        for row in band[1:]:
+            key = key * np.uint64(0x9E3779B97F4A7C15) + row
+        found.append(_candidates(key))
+    sets: dict[int, np.ndarray] = {}
+    kept = []
+    for a, b in _distinct(found).tolist():
+        one, other = (sets.setdefault(k, np.unique(runs[k])) for k in (a, b))
+        common = len(np.intersect1d(one, other, assume_unique=True))
+        if common > SHARED * (len(one) + len(other) - common):
+            kept.append((a, b))
+    return which[np.array(kept, np.int64)] if kept else np.zeros((0, 2), np.int64)
+
+
+def shingles(text: str) -> np.ndarray:
+    """The hashes of all runs of SHINGLE letters, uint64."""
+    letters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    total = np.zeros(len(letters) - SHINGLE + 1, np.uint64)
+    for k in range(SHINGLE):
+        total = total * np.uint64(0x100000001B3) + letters[k : len(letters) - SHINGLE + 1 + k]
+    return total * np.uint64(0xBF58476D1CE4E5B9)
+
+
+# --- Candidates -------------------------------------------------------------------------------------------------------
+
+
+def _candidates(keys: np.ndarray) -> np.ndarray:
+    """(M, 2) places of equal keys (N,): all pairs of a small bucket, of a large one each with the first."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    sizes = np.diff(np.append(starts, len(keys)))
+    found = []
+    for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
+        bucket = order[start : start + size]
+        if size <= _BUCKET:
+            a, b = np.triu_indices(size, 1)
+            found.append(np.stack([bucket[a], bucket[b]], 1))
+        else:
+            found.append(np.stack([np.full(size - 1, bucket[0]), bucket[1:]], 1))
+    return np.concatenate(found) if found else np.zeros((0, 2), np.int64)
+
+
+def _distinct(found: list[np.ndarray]) -> np.ndarray:
+    """Pairs once, the earlier place first."""
+    together = np.concatenate(found)
+    return np.unique(np.sort(together, axis=1), axis=0) if len(together) else together.astype(np.int64)
