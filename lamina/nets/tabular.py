@@ -30,6 +30,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 AVERAGES = ("mean", "softmax", "sigmoid")
 WIDEST = 2048  # numbers that all embeddings together have: of very many columns each gets fewer
+NEVER = 1e9  # a position that no number reaches
 UNKNOWN = 2  # codes of a category that say nothing of it: 0 a gap, 1 another than those known
 
 
@@ -48,11 +49,11 @@ class Steps(nn.Module):
         super().__init__()
         count, most = len(steps), max(steps, default=0)
         begins = torch.arange(most).float().repeat(count, 1)
-        begins[begins >= torch.tensor(steps)[:, None]] = math.inf  # a step that is never reached
+        begins[begins >= torch.tensor(steps)[:, None]] = NEVER
         middle = torch.tensor(steps).float() / 2
-        self.register_buffer("first", begins)
-        self.register_buffer("shift", middle)
-        self.register_buffer("scale", torch.where(middle > 0, middle / 3**0.5, 1.0))  # of a uniform distribution
+        self.register_buffer("first", begins, persistent=False)
+        self.register_buffer("shift", middle, persistent=False)
+        self.register_buffer("scale", torch.where(middle > 0, middle / 3**0.5, 1.0), persistent=False)  # if uniform
         self.slope = nn.Parameter(torch.empty(count, width).uniform_(-1, 1) / width**0.5)
         self.pieces = nn.Parameter(torch.zeros(count, most + 1, width))  # the last is that of a gap
         self.bias = nn.Parameter(torch.empty(count, width).uniform_(-1, 1) / width**0.5)
@@ -115,7 +116,7 @@ class Tabular(nn.Module):
         self.codes = self.words = None
         if len(categories):
             starts = list(itertools.accumulate((count + UNKNOWN for count in categories), initial=0))
-            self.register_buffer("starts", torch.tensor(starts[:-1]))
+            self.register_buffer("starts", torch.tensor(starts[:-1]), persistent=False)
             self.codes = nn.Embedding(starts[-1], width)
             with torch.no_grad():
                 self.codes.weight.uniform_(-1, 1).div_(width**0.5)
