@@ -10,7 +10,7 @@ the batch, the size of the batch or the number of workers. Nothing loops over ex
 `translate`, `reflect_translate` and `warp` take an amount for each example; the other functions draw them from a key.
 
 uint8 stays uint8. `shift`, `crop`, `flip` and the outside of `erase` move bytes and are exact; `affine`, `noise` and
-`brightness_contrast` compute in float32, round to the nearest whole number (half to even) and clip to 0 to 255.
+the changes of light compute in float32, round to the nearest whole number (half to even) and clip to 0 to 255.
 Floating point keeps its type and is not clipped. "The range" is 255 for uint8 and 1 for floating point.
 """
 
@@ -42,11 +42,13 @@ _SETTINGS = {  # in the order in which `Augment` applies them
     "rotate": _Setting(10, 180, "degrees, from 0 to 180"),
     "scale": _Setting(0.1, 0.9, "a share from 0 to 0.9: 0.1 is a factor from 0.9 to 1.1"),
     "shear": _Setting(5, 60, "degrees, from 0 to 60"),
+    "zoom": _Setting(0.5, 0.98, "the largest share of the picture cut away, from 0 to 0.98"),
     "crop": _Setting(4, math.inf, "whole pixels of reflected border", whole_from=0),
     "flip": _Setting(0.5, 1, "a probability from 0 to 1"),
     "flip_vertical": _Setting(0.5, 1, "a probability from 0 to 1"),
     "brightness": _Setting(0.2, 1, "a share of the range, from 0 to 1"),
     "contrast": _Setting(0.2, 1, "a share from 0 to 1: 0.2 is a factor from 0.8 to 1.2"),
+    "saturation": _Setting(0.3, 1, "a share from 0 to 1: 0.3 is a factor from 0.7 to 1.3"),
     "noise": _Setting(0.05, 1, "a standard deviation in units of the range, from 0 to 1"),
     "erase": _Setting(0.1, 1, "a share of the picture, from 0 to 1"),
 }
@@ -236,13 +238,15 @@ def warp(
     shear: Tensor,
     down: Tensor,
     right: Tensor,
-    fill: float = 0,
+    aspect: Tensor | None = None,
+    fill: float | None = 0,
 ) -> Tensor:
-    """Shear, scale and rotate each picture about its middle, then move it: one bilinear resampling.
+    """Stretch, shear, scale and rotate each picture about its middle, then move it: one bilinear resampling.
 
-    Each amount is floating point (B,): `degrees` counter-clockwise as seen; `scale` a factor, above 1 enlarges; `shear`
-    the degrees by which upright lines lean (positive: the lower half goes right); `down` and `right` in pixels. What
-    comes in from outside is `fill`.
+    Each amount is floating point (B,): `degrees` counter-clockwise as seen; `scale` a factor, above 1 enlarges; `aspect`
+    what width over height is multiplied with, the area kept; `shear` the degrees by which upright lines lean (positive:
+    the lower half goes right); `down` and `right` in pixels. What comes in from outside is `fill`; None for the picture
+    mirrored at its border.
     """
     height, width = x.shape[2:]
     angle, lean = torch.deg2rad(degrees.float()), torch.tan(torch.deg2rad(shear.float()))
@@ -250,11 +254,17 @@ def warp(
     # Where each pixel comes from. Forward is scale * R * S, R = [cos sin; -sin cos] and S = [1 lean; 0 1] in (right,
     # down); this is its inverse. Written out: a matrix product may round differently for another size of the batch.
     xx, xy, yx, yy = cos - lean * sin, -sin - lean * cos, sin, cos
+    if aspect is not None:
+        wide = aspect.sqrt()
+        xx, xy, yx, yy = xx / wide, xy / wide, yx * wide, yy * wide
     u = torch.arange(width, device=x.device) - (width - 1) / 2 - right[:, None]  # (B, W) from the middle, in pixels
     v = torch.arange(height, device=x.device) - (height - 1) / 2 - down[:, None]  # (B, H)
     from_x = (xx[:, None] * u)[:, None, :] + (xy[:, None] * v)[:, :, None]  # (B, H, W)
     from_y = (yx[:, None] * u)[:, None, :] + (yy[:, None] * v)[:, :, None]
     grid = torch.stack([from_x * (2 / width), from_y * (2 / height)], dim=-1)  # (B, H, W, 2) from -1 to 1
+    if fill is None:
+        y = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+        return _as_given(y, x)
     y = F.grid_sample(x.float() - fill, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return _as_given(y + fill, x)
 
@@ -289,6 +299,39 @@ def affine(
         down=u[:, 3] * rows,
         right=u[:, 4] * columns,
         fill=fill,
+    )
+
+
+def zoom(
+    x: Tensor, key: Key, *, share: float = 0.5, degrees: float = 0.0, scale: float = 0.0, shear: float = 0.0
+) -> Tensor:
+    """Cut a random part out of each picture and enlarge it to the old size: a random resized crop, in one resampling with
+    what `affine` does beside shifting.
+
+    The part has from 1 - share to all of the area, uniform, and its width over height is the picture's times 3/4 to 4/3,
+    log-uniform; a side that would not fit is cut to the picture's. It lies anywhere inside. What `degrees` and `scale`
+    bring in from outside is the picture mirrored at its border. ("Going deeper with convolutions", Szegedy et al., CVPR
+    2015, with 1 - share = 0.08.)
+    """
+    _demand(zoom=share, rotate=degrees, scale=scale, shear=shear)
+    key = _check(x, key, "zoom", least=2)
+    if not (share or degrees or scale or shear):
+        return x
+    height, width = x.shape[2:]
+    u = key.uniform("zoom", 4)
+    area, ratio = 1 - share * u[:, 0], torch.exp((2 * u[:, 1] - 1) * math.log(4 / 3))
+    wide, high = (area * ratio).sqrt().clamp_max(1), (area / ratio).sqrt().clamp_max(1)  # shares of the sides
+    turned = key.uniform("affine", 3, -1, 1)
+    factor = 1 + turned[:, 1] * scale
+    return warp(
+        x,
+        degrees=turned[:, 0] * degrees,
+        scale=factor / (wide * high).sqrt(),
+        shear=turned[:, 2] * shear,
+        aspect=high / wide,
+        right=(2 * u[:, 2] - 1) * (1 - wide) / wide * factor * width / 2,
+        down=(2 * u[:, 3] - 1) * (1 - high) / high * factor * height / 2,
+        fill=None,
     )
 
 
@@ -347,6 +390,18 @@ def brightness_contrast(x: Tensor, key: Key, *, brightness: float = 0.2, contras
     return _as_given((x.float() - mean) * (1 + u[:, 1] * contrast) + (mean + lighter), x)
 
 
+def saturation(x: Tensor, key: Key, *, share: float = 0.3) -> Tensor:
+    """Move the colours of each picture from or to its grey by a factor from 1 - share to 1 + share. The grey of a pixel is
+    the mean of its three channels; pictures of other than three channels stay as they are."""
+    _demand(saturation=share)
+    key = _check(x, key, "saturation")
+    if not share or x.shape[1] != 3:
+        return x
+    factor = 1 + key.uniform("saturation", 1, -share, share)[:, :, None, None]
+    grey = x.float().mean(1, keepdim=True)
+    return _as_given(torch.lerp(grey, x.float(), factor), x)
+
+
 def erase(x: Tensor, key: Key, *, share: float = 0.1, p: float = 0.5, fill: str | float = "mean") -> Tensor:
     """Cover a random rectangle with probability `p` ("Random erasing data augmentation", Zhong et al., AAAI 2020).
 
@@ -396,7 +451,7 @@ class Augment:
     """What `make` gives: call it on a batch's inputs. Only the first input is changed; the others pass through.
 
     The order is fixed, however the request was written: geometry, then light, then noise, then the erased rectangle.
-    Where pictures are rotated, scaled or sheared, the shift is part of that resampling.
+    Where pictures are rotated, scaled or sheared, the shift is part of that resampling; with a zoom, it comes after it.
     """
 
     amounts: dict[str, float]  # name -> amount, above 0, in the order of application
@@ -414,8 +469,11 @@ class Augment:
         amount = {name: asked.get(name, 0.0) for name in _SETTINGS}
         far = amount["shift"]
         pixels, share = (None, far) if 0 < far < 1 else (int(far), None)
-        if asked.keys() & {"rotate", "scale", "shear"}:
-            turn, grow, lean = amount["rotate"], amount["scale"], amount["shear"]
+        turn, grow, lean = amount["rotate"], amount["scale"], amount["shear"]
+        if amount["zoom"]:
+            x = zoom(x, key, share=amount["zoom"], degrees=turn, scale=grow, shear=lean)
+            x = shift(x, key, pixels=pixels, share=share)
+        elif asked.keys() & {"rotate", "scale", "shear"}:
             x = affine(x, key, degrees=turn, scale=grow, shear=lean, pixels=pixels, share=share)
         else:
             x = shift(x, key, pixels=pixels, share=share)
@@ -423,6 +481,7 @@ class Augment:
         x = flip(x, key, p=amount["flip"])
         x = flip(x, key, p=amount["flip_vertical"], vertical=True)
         x = brightness_contrast(x, key, brightness=amount["brightness"], contrast=amount["contrast"])
+        x = saturation(x, key, share=amount["saturation"])
         x = noise(x, key, std=amount["noise"])
         x = erase(x, key, share=amount["erase"])
         return (x, *inputs[1:])

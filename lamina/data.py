@@ -196,6 +196,8 @@ def choose_target(
 ) -> tuple[Target, str]:
     if asked is not None:
         return build("targets", asked, "TARGET"), "yours"
+    if truth is None and loss is None:
+        return names.module("targets", "clusters").TARGET(), "there are no answers, so groups of like examples are sought"
     if truth is None:
         raise DataError(f"{name} has no answers to learn from.", expected="(inputs, answers): give the labels too")
     loss = bare(loss)
@@ -253,6 +255,8 @@ def _load(
         kind = with_options(kind, recipe.domain_arg, "domain")
     else:
         kind, answer = fitted
+    if recipe.strict and hasattr(kind, "unreadable"):
+        kind.unreadable = 0.0
     source = kind.take(source, own_net=own_net)
     examples = source.train
     bad: dict[int, str] = {}
@@ -262,12 +266,14 @@ def _load(
             f"scale={recipe.scale} is measured on columns, and you gave a {type(examples.inputs).__name__}.",
             fix="scale in your Dataset, or give arrays: (x, y)",
         )
+    asked = target if target is not None else recipe.task
     if fitted is None:
-        answer, why["task"] = choose_target(
-            truth, target if target is not None else recipe.task, loss, known=examples.labels, name=source.name
-        )
+        answer, why["task"] = choose_target(truth, asked, loss, known=examples.labels, name=source.name)
         answer = with_options(answer, recipe.task_arg, "task")
-    if truth is None and answer.needs_truth:
+    if answer.from_inputs and not (own_net and asked is None):
+        source, truth = _inputs_alone(source), None
+        examples = source.train
+    elif truth is None and (answer.needs_truth or answer.from_inputs):
         raise DataError(
             f"{source.name} has no answers to learn from.", expected="(inputs, answers): give the labels too"
         )
@@ -297,8 +303,9 @@ def _load(
     if max((int(rows.max()) for rows in (split.train, split.valid, split.test) if len(rows)), default=-1) >= n:
         raise DataError(f"The stored split speaks of more than the {n} examples there are.",
                         fix="give the data the run was trained on")  # fmt: skip
-    if truth is not None and answer.name in names.known("targets") and kind.name in names.known("domains"):
-        found += checks.check(table, task=answer.name, split=split, found=copies)
+    known = answer.name in names.known("targets") and kind.name in names.known("domains")
+    if known and (truth is not None or answer.from_inputs):
+        found += checks.check(table, task=None if truth is None else answer.name, split=split, found=copies)
         findings.raise_errors(found)
     found += checks.large_batch(asked_batch, len(split.train))
     if fitted is None:
@@ -318,6 +325,16 @@ def _load(
         encoded = Encoded(inputs, None, encode_truth=answer.encode, aside=aside)
     parts = {part: (encoded, getattr(split, part)) for part in PARTS if len(getattr(split, part))}
     return Data(source, kind, answer, why, parts, split, findings.worst_first(found)), recipe
+
+
+def _inputs_alone(source: Source) -> Source:
+    """The examples without their answers, which are not looked at."""
+    if not isinstance(source.train.inputs, tuple):
+        raise UsageError(f"Clusters are sought among columns, and you gave a {type(source.train.inputs).__name__}.",
+                         fix="give arrays, a table, or files")  # fmt: skip
+    parts = {part: getattr(source, part) for part in PARTS}
+    alone = {part: dataclasses.replace(given, truth=None, labels=None) for part, given in parts.items() if given is not None}
+    return dataclasses.replace(source, **alone)
 
 
 def answers(examples: Examples, bad: dict[int, str] | None = None, first: int = 0) -> np.ndarray | None:

@@ -22,8 +22,10 @@ from lamina.augment import (
     make,
     noise,
     rotate_scale,
+    saturation,
     shift,
     warp,
+    zoom,
 )
 from lamina.errors import UsageError
 from lamina.keyed import Key
@@ -256,6 +258,33 @@ def test_what_comes_in_is_the_fill():
     assert affine(x, key(20), degrees=45, pixels=4).min() == 0
 
 
+def test_zoom_shows_a_part_of_the_area_and_shape_asked_for_from_inside_the_picture():
+    """Of a picture whose two channels are column and row, each place of what comes out says where it was."""
+    n, height, width, share = 2000, 40, 60, 0.6
+    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    x = torch.stack([column, row]).float().expand(n, -1, -1, -1)
+    y = zoom(x, key(n), share=share).double()
+    inner = y[:, :, 8:-8, 8:-8]  # beside the border, a resampling meets mirrored pixels
+    wide = (inner[:, 0, 0, -1] - inner[:, 0, 0, 0]) / (width - 17)  # shares of the sides
+    high = (inner[:, 1, -1, 0] - inner[:, 1, 0, 0]) / (height - 17)
+    whole = (wide > 0.999) | (high > 0.999)  # a side that was cut to the picture's
+    assert 0.05 < whole.double().mean() < 0.5 and wide.max() < 1.001 and high.max() < 1.001
+    area, ratio = (wide * high)[~whole], (wide / high)[~whole]
+    assert 1 - share < area.min() < 0.42 and area.max() > 0.9
+    assert 0.75 < ratio.min() < 0.76 and 1.32 < ratio.max() < 1.334
+    for k, (part, side) in enumerate(((wide, width), (high, height))):
+        middle = y[:, k, height // 2 - 1 : height // 2 + 1, width // 2 - 1 : width // 2 + 1].mean((1, 2))
+        at = (middle - (side - 1) / 2) / ((1 - part) * side / 2)  # -1 to 1: from one border to the other
+        assert stats.kstest(at[part < 0.95].numpy(), "uniform", (-1, 2)).pvalue > CHANCE
+
+
+def test_zoom_by_nothing_is_the_picture_and_its_outside_is_the_mirrored_picture():
+    x = pictures(5)
+    assert torch.equal(zoom(x, key(5), share=0), x)
+    grey = torch.full((20, 1, 16, 16), 100, dtype=torch.uint8)
+    assert torch.equal(zoom(grey, key(20), share=0.5, degrees=45), grey)
+
+
 # --- changing the values ----------------------------------------------------------------------------------------------
 
 
@@ -310,6 +339,19 @@ def test_brightness_contrast_on_bytes_is_rounded_and_clipped():
     z = brightness_contrast(x.float() / 255, key(30), brightness=0.5, contrast=0.5) * 255
     assert (y.float() - z.clamp(0, 255)).abs().max() <= 0.5 + 1e-3
     assert y.min() == 0 and y.max() == 255
+
+
+def test_saturation_moves_colours_from_and_to_their_grey():
+    x = pictures(400, dtype=torch.float32)
+    y = saturation(x, key(400), share=0.5)
+    grey = x.mean(1, keepdim=True)
+    torch.testing.assert_close(y.mean(1, keepdim=True), grey, atol=1e-5, rtol=0)
+    factor = ((y - grey) * (x - grey)).sum((1, 2, 3)) / (x - grey).square().sum((1, 2, 3))
+    assert stats.kstest(factor.numpy(), "uniform", (0.5, 1.0)).pvalue > CHANCE
+    torch.testing.assert_close(y, grey + (x - grey) * factor[:, None, None, None], atol=1e-5, rtol=0)
+    alone = pictures(4, channels=1)
+    assert torch.equal(saturation(alone, key(4), share=0.5), alone)
+    assert torch.equal(saturation(grey.expand(-1, 3, -1, -1), key(400)), grey.expand(-1, 3, -1, -1))
 
 
 def rectangle(before: torch.Tensor, after: torch.Tensor) -> tuple[int, int, int, int] | None:
@@ -600,6 +642,10 @@ def test_each_name_does_what_its_function_does():
         "shear=9": rotate_scale(x, k, degrees=0, scale=0, shear=9),
         "rotate=20,shift=2": affine(x, k, degrees=20, scale=0, pixels=2),
         "rotate=20,scale=0.2,shear=9,shift=0.1": affine(x, k, degrees=20, scale=0.2, shear=9, share=0.1),
+        "zoom=0.6": zoom(x, k, share=0.6),
+        "zoom=0.6,rotate=20,scale=0.2,shear=9": zoom(x, k, share=0.6, degrees=20, scale=0.2, shear=9),
+        "zoom=0.6,shift=3": shift(zoom(x, k, share=0.6), k, pixels=3),
+        "saturation=0.4": saturation(x, k, share=0.4),
         "brightness=0.3": brightness_contrast(x, k, brightness=0.3, contrast=0),
         "contrast=0.3": brightness_contrast(x, k, brightness=0, contrast=0.3),
         "noise=0.1": noise(x, k, std=0.1),

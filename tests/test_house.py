@@ -29,7 +29,7 @@ def test_there_are_sources():
 ORDER = [
     "errors names recipe documents files archives imports findings keyed mapped signals writer quarantine foreign",
     "sources splits checks batches inference mixing augment nets weights losses optimizers schedules penalties devices "
-    "activations initialisers machine masks quicker pieces",
+    "activations initialisers machine masks quicker pieces pictures",
     "targets",
     "domains evaluate",
     "data state history",

@@ -319,7 +319,7 @@ def _work(
 ) -> None:  # fmt: skip
     """The life of a worker: requests in, batches out, until the pipe is closed."""
     if in_main:
-        _die_with(parent)
+        die_with(parent)
     for other in others:  # else this process would keep them open, and nobody would see them end
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
@@ -399,7 +399,7 @@ def _first(reader: Reader, items: list[Any]) -> Any:
     return next((item for item in items if reader.lenient and outline(item) == reader.usual), items[0])
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """This process is ended with its parent, in the middle of an item too. Linux ends it with the thread that made it, so
     that must be the main one."""
     if sys.platform == "linux":

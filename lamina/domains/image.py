@@ -1,12 +1,14 @@
-"""Pictures in memory: bytes or floats, grey or coloured.
+"""Pictures: files, or arrays of bytes or floats, grey or coloured.
 
-In: arrays (N, H, W), (N, C, H, W) or (N, H, W, C) with C of 1, 3 or 4. Out: (N, C, H, W), bytes kept as bytes; a first
-layer that scales them (`unit`: 0..1; `standard`: mean 0 and standard deviation 1 a channel over the training split).
+In: paths of picture files, or arrays (N, H, W), (N, C, H, W) or (N, H, W, C) with C of 1, 3 or 4. Out: (N, C, H, W), bytes
+kept as bytes; a first layer that scales them (`unit`: 0..1; `standard`: mean 0 and standard deviation 1 a channel over the
+training split). Files are decoded once into a column of one size (`pictures`), which later runs find again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lamina import mapped, names
+from lamina import mapped, names, pictures
 from lamina.domains.arrays import (
     ARRAY_FILES,
     Scale,
@@ -27,11 +29,13 @@ from lamina.domains.arrays import (
 )
 from lamina.domains.base import Domain
 from lamina.errors import DataError, UsageError, near, rows
-from lamina.sources import Examples
+from lamina.findings import Finding
+from lamina.sources import Examples, Source, describe
+from lamina.sources import open as open_source
 from lamina.targets.base import Target
 
 CHANNELS = (1, 3, 4)
-PICTURE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".tif", ".tiff")
+_SHOWN = 10  # files a finding lists
 
 
 def layout(shape: tuple[int, ...]) -> str | None:
@@ -58,12 +62,16 @@ class Image(Domain):
     bytes: bool = True
     mean: Any = None
     std: Any = None
+    size: int = 0  # pixels of a side that files are brought to; 0: by their number and their own size
+    unreadable: float = 0.2  # share of the files that may be unreadable: they are left out
     unit: bool = True  # bytes, or floats that lie between 0 and 1: bytes and floats can stand for each other
 
     @classmethod
     def sniff(cls, examples: Examples) -> tuple[float, str]:
         if examples.kind == "pictures":
             return 0.95, "the source holds pictures"
+        if examples.kind == "files":
+            return 0.95, "the source lists picture files"
         if not isinstance(examples.inputs, tuple) or len(examples.inputs) != 1:
             return 0.0, "not one column of pictures"
         column = examples.inputs[0]
@@ -71,6 +79,62 @@ class Image(Domain):
         if way and (column.dtype in (np.uint8, torch.uint8) or way != "NHW"):
             return 0.8, f"{tuple(column.shape[1:])} looks like pictures ({way})"
         return 0.0, "not the shape of pictures"
+
+    def take(self, source: Source, *, own_net: bool = False) -> Source:
+        """Files decoded, those that cannot be read left out and told; arrays as they are."""
+        if source.train.kind != "files":
+            return source
+        found: list[Finding] = list(source.findings)
+        taken: dict[str, Examples] = {}
+        form, grey = None, False
+        if self.height:  # as it was in training
+            form = pictures.Form(self.channels, self.height, self.width)
+        for part in ("train", "valid", "test"):
+            examples: Examples | None = getattr(source, part)
+            if examples is None:
+                continue
+            paths = [str(path) for path in examples.inputs[0]]
+            why = ""
+            if form is None:
+                seen = pictures.look(paths)
+                form, why = pictures.choose(seen, len(paths), self.size)
+                grey = seen.grey
+            decoded = pictures.decode(paths, form, grey=grey)
+            names_ = examples.ids if examples.ids is not None else np.array([Path(path).name for path in paths], object)
+            found += self._told(decoded, names_, part)
+            form, grey = pictures.Form(decoded.column.shape[1], form.height, form.width), False
+            if why:
+                found.append(_size(decoded, form, why))
+            taken[part] = _only(examples, decoded)
+        return replace(source, about=describe(taken["train"]), findings=found, **taken)  # type: ignore[arg-type]
+
+    def _told(self, decoded: pictures.Decoded, ids: np.ndarray, part: str) -> list[Finding]:
+        """Findings about files that cannot be read or tell nothing; DataError where too many cannot be read."""
+        found = []
+        where = "" if part == "train" else f" of the {part} data"
+        if decoded.bad:
+            count = len(decoded.bad) + len(decoded.rows)
+            listed = [f"{ids[row]} ({why})" for row, why in decoded.bad.items()]
+            what = f"{len(listed):,} of {count:,} pictures{where} cannot be read: {_listed(listed)}."
+            if len(listed) > self.unreadable * count:
+                raise DataError(
+                    what,
+                    expected=f"at most {self.unreadable:.0%} that cannot be read" if self.unreadable else "none",
+                    fix="mend or delete them"
+                    + ("" if self.unreadable else ", or train without --strict")
+                    + "; --domain-arg unreadable=0.9 leaves out as many",
+                )
+            found.append(
+                Finding("unreadable", "warning", what, len(listed), listed[:_SHOWN], "left out",
+                        "mend or delete them; --strict refuses them")
+            )  # fmt: skip
+        if decoded.tiny:
+            listed = [f"{ids[row]} ({size})" for row, size in decoded.tiny.items()]
+            what = f"Of {len(listed):,} pictures{where} a side is below {pictures.TINY} pixels: {_listed(listed)}."
+            found.append(Finding("tiny_pictures", "warning", what, len(listed), listed[:_SHOWN],
+                                 f"enlarged to {decoded.column.shape[3]}x{decoded.column.shape[2]}",
+                                 "delete them, unless they are meant"))  # fmt: skip
+        return found
 
     def fit(self, inputs: Any, rows: np.ndarray) -> None:
         if not isinstance(inputs, tuple):
@@ -126,6 +190,8 @@ class Image(Domain):
         if not isinstance(inputs, (tuple, list, np.ndarray, Tensor)) and not hasattr(inputs, "__array__"):
             return inputs  # a Dataset
         column = inputs[0] if isinstance(inputs, tuple) else inputs
+        if self.height and _are_paths(column):
+            column = self._opened([str(path) for path in column])[0]
         table = self._channels_first(column)
         if self.height and tuple(table.shape[1:]) != (self.channels, self.height, self.width):
             raise DataError(
@@ -171,35 +237,48 @@ class Image(Domain):
         return names.module("nets", name or "convnet").NET.fitted(shape, target.width, size, **arguments)
 
     def open_inputs(self, path: str) -> tuple[Any, list[str]]:
-        """Picture files (or a folder of them) as well as arrays: brought to the channels and size of training."""
+        """A picture, a folder of them, a list (`.txt`: a path a line), or a table with a column of paths; and arrays. Files
+        are brought to the form of training; those that cannot be read are named in a warning and have no prediction."""
         place = Path(path)
         if place.suffix.lower() in ARRAY_FILES and place.is_file():
             columns = array_file(place)
             return columns, [str(row) for row in range(len(np.atleast_1d(columns[0])))]
-        files = sorted(p for p in place.rglob("*") if p.suffix.lower() in PICTURE_FILES) if place.is_dir() else [place]
-        if not files or files[0].suffix.lower() not in PICTURE_FILES:
-            return super().open_inputs(path)
-        if not files[0].is_file():
+        if not place.exists() and place.suffix.lower() in pictures.SUFFIXES:
             beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
             raise UsageError(f"There is no file {path!r}: {near(place.name, beside)}")
-        return (np.stack([self._open(file) for file in files]),), [str(file) for file in files]
+        found = _picture_files(place)
+        ids = found
+        if not found:
+            source = open_source(path)
+            if source.train.kind != "files":
+                return source.train.inputs, [str(row) for row in range(source.train.count or 0)]
+            found = [str(entry) for entry in source.train.inputs[0]]
+            ids = found if source.train.ids is None else [str(name) for name in source.train.ids]
+        column, rows = self._opened(found, ids)
+        return (column,), [ids[row] for row in rows]
 
-    def _open(self, file: Path) -> np.ndarray:
-        """A picture file -> (C, H, W) bytes: turned upright, converted, resized."""
-        from PIL import Image as Pillow
-        from PIL import ImageOps
+    def _opened(self, paths: list[str], ids: list[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Picture files -> (n, C, H, W) in the form of training, and which of them; the others are warned of by name."""
+        form = pictures.Form(self.channels, self.height, self.width)
+        decoded = pictures.decode(paths, form, keep=False)
+        if decoded.bad:
+            named = ids or paths
+            listed = [f"{named[row]} ({why})" for row, why in decoded.bad.items()]
+            if len(paths) == 1:
+                raise DataError(f"{named[0]} could not be read as a picture: {decoded.bad[0]}.", expected=_EXPECTED)
+            if ids is None or not len(decoded.rows):
+                raise DataError(
+                    f"{len(listed)} of {len(paths)} could not be read as pictures: {_listed(listed)}.",
+                    expected=_EXPECTED,
+                )
+            warnings.warn(
+                f"{len(listed)} of {len(paths)} pictures cannot be read and have no prediction: {_listed(listed)}",
+                stacklevel=2,
+            )
+        return decoded.column, decoded.rows
 
-        try:
-            with Pillow.open(file) as picture:
-                upright = ImageOps.exif_transpose(picture)
-                if upright.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
-                    upright = Pillow.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
-                mode = {1: "L", 3: "RGB", 4: "RGBA"}[self.channels]
-                fitted = upright.convert(mode).resize((self.width, self.height), Pillow.Resampling.BILINEAR)
-        except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
-            raise DataError(f"{file} could not be read as a picture: {error}") from error
-        table = np.asarray(fitted)
-        return table[None] if table.ndim == 2 else table.transpose(2, 0, 1)
+    def change(self, recipe: Recipe) -> Change:
+        return augment.make(recipe.augment or "none")
 
     def pictures(self, inputs: Any, rows: np.ndarray) -> np.ndarray | None:
         table = inputs[0][torch.as_tensor(rows)]
@@ -211,6 +290,52 @@ class Image(Domain):
     @classmethod
     def tiny(cls) -> Any:
         return "digits"
+
+
+_EXPECTED = f"a picture ({', '.join(pictures.FORMATS)})"
+
+
+def _listed(entries: list[str]) -> str:
+    return ", ".join(entries[:_SHOWN]) + (f" and {len(entries) - _SHOWN:,} more" if len(entries) > _SHOWN else "")
+
+
+def _are_paths(column: Any) -> bool:
+    return len(column) > 0 and all(isinstance(entry, (str, Path)) for entry in column[:1])
+
+
+def _picture_files(place: Path) -> list[str]:
+    """The pictures that a file or folder is, holds or lists, sorted; [] where there are none."""
+    if place.is_dir():
+        return [
+            str(file)
+            for file in sorted(place.rglob("*"))
+            if file.suffix.lower() in pictures.SUFFIXES and not file.name.startswith(".") and file.is_file()
+        ]
+    if place.suffix.lower() == ".txt" and place.is_file():
+        lines = place.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        return [str(place.parent / line.strip()) for line in lines if line.strip()]
+    looks = place.suffix.lower() in pictures.SUFFIXES or (place.is_file() and pictures.is_picture(place))
+    return [str(place)] if looks else []
+
+
+def _only(examples: Examples, decoded: pictures.Decoded) -> Examples:
+    """The examples whose pictures could be read, with their pictures."""
+    kept = {
+        name: None if (column := getattr(examples, name)) is None else np.asarray(column)[decoded.rows]
+        for name in ("truth", "ids", "groups", "times")
+    }
+    return replace(examples, inputs=(decoded.column,), kind="pictures", names=None, **kept)  # type: ignore[arg-type]
+
+
+def _size(decoded: pictures.Decoded, form: pictures.Form, why: str) -> Finding:
+    count, bytes_ = len(decoded.column), decoded.column.nbytes
+    shape = f"{'grey' if form.channels == 1 else 'colour'}, {form.width}x{form.height}"
+    if decoded.place is None:
+        kept = f"not kept for later runs: {decoded.note or 'LAMINA_CACHE is off'}"
+    else:
+        kept = f"{'found again in' if decoded.reused else 'kept in'} {decoded.place} ({max(1, bytes_ >> 20):,} MiB)"
+    return Finding("picture_size", "note", f"The pictures are learned from in {shape}: {why}.", count, [], kept,
+                   "another size: --domain-arg size=128; another cache: LAMINA_CACHE=FOLDER")  # fmt: skip
 
 
 DOMAIN = Image
