@@ -268,7 +268,7 @@ class Numbers(Target):
             Measure("r2", r2),
             *(
                 [Measure("coverage", lambda t, a: float(held(t, a).mean()), each=held, intervals=True)]
-                if self.widths
+                if self.widths and all(self.widths)
                 else []
             ),
         ]
