@@ -41,7 +41,8 @@ def validated(asked: dict[str, Any], objects: dict[str, Any]) -> Recipe:
     }
     for what, choices in known.items():
         given = asked.get(what)
-        if isinstance(given, str) and not names.is_own(given):
+        pretrained = what == "net" and names.is_pretrained(given)
+        if isinstance(given, str) and not names.is_own(given) and not pretrained:
             plain = given.lower().replace("-", "_")
             if plain not in choices:
                 mistakes.append(f"There is no {what} {given!r}: {near(plain, choices)}")

@@ -36,6 +36,7 @@ from lamina import (
     pieces,
     schedules,
     trial,
+    views,
 )
 from lamina.batches import Batch, balanced, keeping_generators
 from lamina.batches import workers as processes
@@ -68,7 +69,15 @@ class Job:
 
     @property
     def supervised(self) -> bool:
-        return self.data.target.needs_truth
+        """Whether the batches are examples, and not made by acting."""
+        return self.data.target.needs_truth or self.data.target.from_inputs
+
+
+def pretrained(recipe: Recipe) -> Any:
+    """The domain that a net which somebody else trained brings with it; None for other nets."""
+    if not names.is_pretrained(recipe.net) or recipe.domain not in (None, "pretrained"):
+        return None
+    return names.module("domains", "pretrained").DOMAIN(trunk=recipe.net, weights=recipe.weights)
 
 
 def build_net(
@@ -196,8 +205,9 @@ def batches(job: Job, part: str, *, shuffle: bool = True, net: nn.Module | None 
         options["cache"] = True
     if recipe.memory:
         options["memory"] = recipe.memory_bytes
+    options |= _views(loaded, recipe)
     if part != "train" or not shuffle:
-        size = recipe.batch_size if not job.supervised else max(512, recipe.batch_size or 1)
+        size = max(512, recipe.batch_size or 1) if loaded.target.needs_truth else recipe.batch_size
         return loaded.domain.batches(net, encoded, rows, shuffle=False, **{**options, "batch_size": size})
     if recipe.balance in ("over", "under"):
         truth = loaded.truth("train")
@@ -206,7 +216,7 @@ def batches(job: Job, part: str, *, shuffle: bool = True, net: nn.Module | None 
         if truth is None:
             truth = encoded.encode_truth(data.truths(encoded.inputs, {})[rows])  # type: ignore[misc]
         options["order"] = balanced(truth, recipe.balance)
-    if recipe.augment and recipe.augment != "none":
+    if recipe.augment and recipe.augment != "none" and "augment" not in options:
         options["augment"] = augment.make(recipe.augment)
     walk = loaded.domain.batches(net, encoded, rows, **options)
     classes = loaded.target.width if loaded.target.name == "classes" and loaded.target.width > 1 else None
@@ -215,6 +225,11 @@ def batches(job: Job, part: str, *, shuffle: bool = True, net: nn.Module | None 
     if recipe.cutmix:
         walk = mixing.Cutmix(walk, classes=classes, alpha=recipe.cutmix)
     return walk
+
+
+def _views(loaded: data.Data, recipe: Recipe) -> dict[str, Any]:
+    """What is learned from the inputs alone is learned from two views of each."""
+    return {"augment": views.Pairs(loaded.domain.change(recipe))} if loaded.target.from_inputs else {}
 
 
 def sample(job: Job) -> Callable[[], Batch]:
@@ -312,7 +327,7 @@ def memory_in_words() -> Iterator[None]:
 def first_to_learn(net: nn.Module, loaded: data.Data, device: torch.device, recipe: Recipe) -> Batch:
     """The first training examples, as many as a step has, in their own order and as they are."""
     encoded, rows = loaded.parts["train"]
-    options = {"batch_size": recipe.batch_size, "device": device, "shuffle": False}
+    options = {"batch_size": recipe.batch_size, "device": device, "shuffle": False, **_views(loaded, recipe)}
     return first_batch(loaded.domain.batches(net, encoded, rows, **options))
 
 

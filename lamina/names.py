@@ -42,6 +42,11 @@ def is_own(name: str) -> bool:
     return isinstance(name, str) and ".py:" in name
 
 
+def is_pretrained(name: Any) -> bool:
+    """Whether a name means a net that somebody else trained: "hf:FOLDER", "timm:NAME"."""
+    return isinstance(name, str) and name.startswith(("hf:", "timm:"))
+
+
 def own(name: str) -> Any:
     """The class or function `NAME` of the user's `FILE.py:NAME`. Runs that file."""
     file, _, attribute = name.rpartition(":")

@@ -179,7 +179,8 @@ def domain_and_target(folder: Path, domain: Any = None, task: Any = None) -> tup
             built.append(kind(**entry["state"]))
             if own is None:
                 built[-1].prepare() if what == "domain" else built[-1].measures()  # what the state is for
-    built[1].open(folder)
+    for thing in built:
+        thing.open(folder)
     return built[0], built[1]
 
 
@@ -342,7 +343,8 @@ class Run:
         given = self.domain.take(self.domain.read(source, **reading(self.recipe)))
         examples = given.test or given.train
         inputs = self.domain.encode(examples.inputs)
-        column = None if examples.truth is None else self.target.encode(examples.truth)
+        known = examples.truth is not None and not self.target.from_inputs
+        column = self.target.encode(examples.truth) if known else None
         encoded = data.Encoded(inputs, column, None if isinstance(inputs, tuple) else self.target.encode)
         return _answers(net, self.domain, self.target, encoded, None, **device)
 
@@ -410,6 +412,8 @@ def given_sources(asked: recipe.Recipe) -> dict[str, Any]:
 def reading(asked: recipe.Recipe) -> dict[str, Any]:
     """How a source is read, whichever part it is: what `sources.open` takes."""
     target = None if asked.target is None else tuple(name for name in asked.target if name != "none")
+    if target is None and asked.task == "clusters":
+        target = ()
     columns = Columns(target, tuple(asked.ignore or ()), asked.groups, asked.times, asked.split_column)
     found: dict[str, Any] = {} if columns == Columns() else {"columns": columns}
     return {**found, "options": asked.source_arg} if asked.source_arg else found

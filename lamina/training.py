@@ -333,7 +333,7 @@ def _start(
                 **target.opinions(domain.name, taken.train, wanted),
             },
             task=target.name,
-            supervised=target.needs_truth,
+            supervised=target.needs_truth or target.from_inputs,
             given_valid=taken.valid is not None,
             given_test=taken.test is not None,
             bytes_in=isinstance(taken.train.inputs, tuple) and str(taken.train.inputs[0].dtype).endswith("uint8"),
@@ -346,8 +346,8 @@ def _start(
         return found
 
     loaded, found = data.load(
-        wanted, opened, domain=objects.get("domain"), target=objects.get("task"), loss=asked_loss, own_net=own_net,
-        resolve=resolve,
+        wanted, opened, domain=objects.get("domain") or jobs.pretrained(wanted), target=objects.get("task"),
+        loss=asked_loss, own_net=own_net, resolve=resolve,
     )  # fmt: skip
     _name_files(found)
     if "train" not in loaded.parts:
@@ -366,8 +366,11 @@ def _start(
     module, record = jobs.build_net(found, objects.get("net"), loaded, own_net, found.net or loaded.domain.default_net)
     criterion = jobs.build_loss(found, objects.get("loss"), loaded)
     module = module.to(device)
-    if found.weights is not None:
+    if found.weights is not None and not names.is_pretrained(found.net):
         weights.load_weights(module, found.weights)
+    elif not own_net and (rows := loaded.rows("train")) is not None:
+        with keeping_generators():
+            loaded.domain.begin(module, loaded.parts["train"][0], rows, loaded.target)
     jobs.check_contract(module, loaded, criterion, device, found)
     how = objects.get("init") or found.init or "pytorch"
     if how != "pytorch" and found.weights is None:
@@ -449,6 +452,8 @@ def _name_files(recipe: Recipe) -> None:
         share = name in ("valid", "test") and recipes.share(named) is not None
         if named is not None and not share and named not in sources_.SAMPLES and Path(named).expanduser().exists():
             setattr(recipe, name, str(Path(named).expanduser().absolute()))
+    if recipe.net and recipe.net.startswith("hf:"):
+        recipe.net = f"hf:{Path(recipe.net.removeprefix('hf:')).expanduser().absolute()}"
 
 
 def _origins(folder: Path, recipe: Recipe) -> dict[str, Origin]:
@@ -493,6 +498,7 @@ def _write_start(job: Job, learning: _Learning) -> None:
             "origins": {name: list(origin) for name, origin in job.origins.items() if name not in objects},
         },
     )
+    loaded.domain.save(folder)
     fingerprints.write(folder, loaded, job.recipe)
     if loaded.split is not None:
         files.write(folder / "splits.csv", splits.csv(loaded.split))

@@ -25,8 +25,9 @@ ANSWERS = {  # name -> some answers of this kind, 60 of them
     "tags": (RNG.random((60, 4)) < 0.4).astype(np.int64),
     "embedding": np.array(["ada", "bo", "cy"])[np.arange(60) % 3],
 }
-DOMAINS = names.known("domains")
-TARGETS = names.known("targets")
+DOMAINS = [name for name in names.known("domains") if name != "pretrained"]  # which needs a net from somebody's disk
+KINDS = names.known("targets")
+TARGETS = [name for name in KINDS if name != "clusters"]  # of which nobody gives any: tests/test_clusters.py
 
 
 def domain_of(name):
@@ -273,6 +274,6 @@ def test_a_target_counts_what_its_loss_is_taken_over(name):
 
 
 def test_every_domain_and_target_is_named_in_the_help():
-    for field, room in (("domain", DOMAINS), ("task", TARGETS)):
+    for field, room in (("domain", DOMAINS), ("task", KINDS)):
         words = recipes.FIELDS[field].description or ""
         assert all(name in words for name in room), words

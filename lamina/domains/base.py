@@ -11,6 +11,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +28,7 @@ from lamina.recipe import Recipe
 from lamina.sources import Examples, Source
 from lamina.sources import open as open_source
 from lamina.targets.base import Answers, Target
+from lamina.views import Change, Swap
 
 
 @dataclass
@@ -73,6 +75,15 @@ class Domain:
         """What `fit` found out about the data, and what it left out for that."""
         return []
 
+    def begin(self, net: nn.Module, examples: Encoded, rows: np.ndarray, target: Target) -> None:
+        """Give a net of the domain's own, just made, what its weights can know of the training rows before it learns."""
+
+    def save(self, folder: Path) -> None:
+        """Write into the run's folder what is too large for its JSON."""
+
+    def open(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+
     def encode(self, inputs: Any) -> Any:
         """Raw inputs -> tuple of compact tensors (N, ...); a Dataset stays as it is."""
         raise NotImplementedError(f"{type(self).__name__} must define encode")
@@ -105,6 +116,11 @@ class Domain:
             **options,
         )
 
+    def change(self, recipe: Recipe) -> Change:
+        """A random change of encoded inputs under which an example stays what it is: what is learned from where there are
+        no answers (`lamina.views`)."""
+        return Swap()
+
     def outputs(self, net: nn.Module, batch: Batch) -> Any:
         """What the net gives for a batch whose answers are known: a net that writes its answer is told them here."""
         return net(*batch.inputs)
@@ -125,7 +141,7 @@ class Domain:
         exact: the net as it is, in no other layout.
         """
         asked, walk = net, batches
-        if isinstance(batches, Batches) and batches.rows > PORTIONS[0] and not exact:
+        if isinstance(batches, Batches) and batches.rows > PORTIONS[0] and batches.augment is None and not exact:
             walk = copy.copy(batches)
             if self._plain("outputs"):
                 asked = self._quick(net, walk)

@@ -194,8 +194,9 @@ class Embedding(Target):
 
     # --- What is known after training ---------------------------------------------------------------------------------
 
-    def remember(self, output: Tensor, truth: Tensor, names: np.ndarray) -> None:
+    def remember(self, output: Tensor, truth: Tensor | None, names: np.ndarray) -> None:
         """Make the gallery of the training examples: outputs (N, D), their numbers (N,), what each is called (N,)."""
+        assert truth is not None
         self.gallery = bounded(F.normalize(output.detach().float().cpu()), self.people(truth), np.asarray(names))
 
     def calibrate(self, output: Tensor, truth: Tensor) -> None:

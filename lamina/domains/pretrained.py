@@ -1,0 +1,293 @@
+"""Texts or pictures for a net that somebody else trained: `--net hf:FOLDER`, `--net timm:NAME --weights FILE`.
+
+In: texts (or the text column of a table), or pictures, as the domains `text` and `image` take them. Out: the numbers of the
+trunk's own tokenizer (N, T), or pictures (N, C, H, W) of the size and scale it was trained with.
+
+The trunk is frozen: what it makes of an example is computed once and kept, and only a linear layer on top is learned, in
+seconds, from where a logistic regression ends. With `--net-arg tune=true` the whole net goes on from there, each layer
+before the last with a smaller rate. The run holds all it needs; the folder is not asked for again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lamina import names, pretrained
+from lamina.batches import over
+from lamina.domains.arrays import Scale
+from lamina.domains.base import Domain, Encoded
+from lamina.errors import DataError, UsageError
+from lamina.findings import Finding
+from lamina.inference import PORTIONS
+from lamina.recipe import Recipe
+from lamina.sources import Examples, Source
+from lamina.targets.base import Target
+
+KEPT_IN = "trunk"  # the folder in a run with the trunk's configuration and tokenizer
+LENGTH = 0.999  # share of the training texts that are taken whole
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strengths of the L2 penalty that are tried, inverse: sklearn's C
+FOLDS = 5
+
+
+@dataclass
+class Pretrained(Domain):
+    name: ClassVar[str] = "pretrained"
+    default_net: ClassVar[str] = ""  # it is named by whoever asks for this domain
+
+    trunk: str = ""  # "hf:FOLDER" or "timm:NAME"
+    weights: str | None = None  # the file of timm's
+    length: int = 0  # tokens of a text at most; 0: as long as nearly all training texts are
+    inner: dict[str, Any] = field(default_factory=dict)  # the state of the domain that takes the inputs
+    cut: int = 0  # training texts that were cut
+
+    def __post_init__(self) -> None:
+        self._kept: Path | None = None  # in a run: where its configuration and tokenizer are
+        self._tokens: pretrained.Tokens | None = None
+        self._found: pretrained.Card | None = None
+        self._below: Domain | None = None
+
+    @property
+    def card(self) -> pretrained.Card:
+        if self._found is None:
+            if not self.trunk:
+                raise UsageError("The domain pretrained takes a net that is named.", fix="--net hf:FOLDER")
+            way = self.trunk if self._kept is None else f"hf:{self._kept}"
+            self._found = pretrained.card(way)
+        return self._found
+
+    @property
+    def below(self) -> Domain:
+        """The domain that takes texts or pictures from a source."""
+        if self._below is None:
+            kind = names.module("domains", "text" if self.card.inputs == "texts" else "image").DOMAIN
+            known = {entry.name for entry in dataclasses.fields(kind)}
+            options = {"size": self.card.side} if "size" in known and not self.inner else self.inner
+            self._below = kind(**options)
+        return self._below
+
+    @property
+    def tokens(self) -> pretrained.Tokens:
+        if self._tokens is None:
+            self._tokens = pretrained.Tokens(self.card)
+        return self._tokens
+
+    def take(self, source: Source, *, own_net: bool = False) -> Source:
+        wanted = self.card.inputs
+        taken = source if source.train.kind == wanted == "texts" else self.below.take(source, own_net=own_net)
+        held = isinstance(taken.train.inputs, tuple) and len(taken.train.inputs) == 1
+        plain = wanted == "pictures" and taken.train.kind == "arrays"  # which the image domain can look at
+        if not held or not (taken.train.kind == wanted or plain):
+            raise UsageError(
+                f"{source.name} holds {taken.train.kind}, and {self.trunk} takes {wanted}.",
+                expected="texts: a file of texts, or a table with a column of them; pictures: a folder of picture files",
+            )
+        return taken
+
+    def fit(self, inputs: Any, rows: np.ndarray) -> None:
+        if self.card.inputs == "pictures":
+            self.below.fit(inputs, rows)
+            self.inner = self.below.state()
+            return
+        counts = np.array([len(entry) for entry in self.tokens(_texts(inputs, rows))])
+        if not self.length:
+            self.length = max(4, min(self.tokens.most, int(np.quantile(counts, LENGTH, method="higher"))))
+        if self.length > self.tokens.most:
+            raise UsageError(f"length is {self.length}, and {self.trunk} takes {self.tokens.most} tokens at most.")
+        self.cut = int((counts > self.length).sum())
+
+    def findings(self) -> list[Finding]:
+        if not self.cut:
+            return []
+        return [
+            Finding(
+                "cut", "note", f"{self.cut:,} texts have more than {self.length} tokens.",
+                count=self.cut, examples=[], done="their ends are left out", fix=f"--domain-arg length={self.tokens.most}",
+            )
+        ]  # fmt: skip
+
+    def encode(self, inputs: Any) -> Any:
+        if self.card.inputs == "pictures":
+            return self.below.encode(inputs)
+        column = self.tokens(_texts(inputs, None), self.length)
+        table = torch.full((len(column), self.length), self.tokens.padding, dtype=torch.int32)
+        for row, numbers in enumerate(column):
+            table[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.int32)
+        return (table,)
+
+    def prepare(self) -> nn.Module:
+        if self.card.inputs == "texts":
+            return nn.Identity()
+        unit = 255.0 if getattr(self.below, "bytes", True) else 1.0
+        mean, std = ([[[float(value)]] for value in column] for column in (self.card.mean, self.card.std))
+        return Scale(unit, mean, std)
+
+    def net(self, target: Target, size: str, name: str | None = None, **arguments: Any) -> nn.Module:
+        tune, dropout = bool(arguments.pop("tune", False)), float(arguments.pop("dropout", 0.1))
+        if arguments:
+            raise UsageError(f"A pretrained net has no argument {next(iter(arguments))!r}.", expected="tune, dropout")
+        padding = self.tokens.padding if self.card.inputs == "texts" else 0
+        trunk = pretrained.trunk(self.card, padding, file=self.weights, empty=self._kept is not None)
+        width = pretrained.width(trunk, self.card)
+        return pretrained.Tuned(trunk, width, target.width, frozen=not tune, dropout=dropout)
+
+    def opinions(self, examples: Examples, target: Target, asked: Recipe) -> dict[str, tuple[Any, str]]:
+        if not asked.net_arg.get("tune"):
+            return {
+                "batch_size": (64, "only a linear layer is learned"),
+                "epochs": (5, "the linear layer begins where a logistic regression ends"),
+                "learning_rate": (1e-4, "the linear layer begins where a logistic regression ends"),
+                "schedule": ("linear", "it is polished, no more"),
+                "augment": ("none", "what a frozen trunk makes of an example is computed once"),
+                "weight_decay": (0.05, "against overfitting"),
+                "mixup": (0.0, ""), "label_smoothing": (0.0, ""), "clip_norm": (1.0, "one odd batch cannot throw it off"),
+            }  # fmt: skip
+        rate = asked.learning_rate if isinstance(asked.learning_rate, float) else 5e-5
+        with torch.device("meta"):
+            empty = pretrained.trunk(self.card, empty=True)
+        rates = pretrained.layer_rates(nn.ModuleDict({"trunk": empty}), rate)
+        return {
+            "batch_size": (16, "a net that is trained already"),
+            "epochs": (4, "a net that is trained already"),
+            "learning_rate": (rate, "the layers before the last have less"),
+            "rates": ({**rates, **asked.rates}, "each layer of the trunk 0.8 times that of the next"),
+            "schedule": ("linear", "down to nothing"),
+            "warmup": (0.1, "the first steps are small"),
+            "label_smoothing": (0.0, ""),
+        }
+
+    # --- What a frozen trunk makes of examples is computed once -------------------------------------------------------
+
+    def featured(self, net: nn.Module, examples: Encoded, rows: np.ndarray | None, device: Any = "cpu") -> Encoded:
+        """The examples with the features (N, F) of a frozen trunk in the place of their inputs; zeros in the rows that were
+        not asked for. They are kept with the examples."""
+        column = examples.inputs[0]
+        wanted = np.zeros(len(column), bool)
+        wanted[np.arange(len(column)) if rows is None else rows] = True
+        kept = examples.__dict__.setdefault("features", {})
+        if "table" not in kept:
+            kept["table"] = torch.zeros(len(column), int(net.features))  # type: ignore[arg-type]
+            kept["there"] = np.zeros(len(column), bool)
+        missing = np.flatnonzero(wanted & ~kept["there"])
+        if len(missing):
+            kept["table"][torch.from_numpy(missing)] = self.computed(net.trunk, column, missing, device)  # type: ignore[arg-type]
+            kept["there"][missing] = True
+        return Encoded((kept["table"],), examples.truth, examples.encode_truth)
+
+    @torch.no_grad()
+    def computed(self, trunk: nn.Module, column: Tensor, rows: np.ndarray, device: Any = "cpu") -> Tensor:
+        """(n, F) of some rows: those of like length together."""
+        order = rows
+        if column.ndim == 2:
+            some = column[torch.from_numpy(rows)]
+            order = rows[np.argsort((some != self.tokens.padding).sum(1).numpy(), kind="stable")]
+        prepare, place = self.prepare().to(device), np.empty(int(column.shape[0]), np.int64)
+        place[rows] = np.arange(len(rows))
+        found: Tensor | None = None
+        for at in range(0, len(order), PORTIONS[0]):
+            piece = order[at : at + PORTIONS[0]]
+            made = trunk(prepare(column[torch.from_numpy(piece)].to(device))).float().cpu()
+            found = torch.empty(len(rows), made.shape[1]) if found is None else found
+            found[torch.from_numpy(place[piece])] = made
+        assert found is not None
+        return found
+
+    def batches(self, net: nn.Module, examples: Encoded, rows: np.ndarray | None, **options: Any) -> Any:
+        if not getattr(net, "frozen", False):
+            if examples.inputs[0].ndim == 2 and examples.inputs[0].is_floating_point():  # features
+                return over(examples.inputs, examples.truth, indices=rows, prepare=None, **options)
+            return super().batches(net, examples, rows, **options)
+        if options.get("augment") is not None:
+            raise UsageError(
+                "augment changes pictures in every epoch, and what a frozen trunk makes of them is computed once.",
+                fix="leave augment out, or train the trunk too: --net-arg tune=true",
+            )
+        found = self.featured(net, examples, rows, options.get("device", "cpu"))
+        return over(found.inputs, found.truth, indices=rows, prepare=None, **options)
+
+    def ask(self, net: nn.Module, examples: Encoded, rows: np.ndarray | None = None, **options: Any) -> Any:
+        if getattr(net, "frozen", False):
+            examples, net = self.featured(net, examples, rows, options.get("device", "cpu")), net.head  # type: ignore[assignment]
+        return super().ask(net, examples, rows, **options)
+
+    def validate(self, net: nn.Module, batches: Any, target: Target, loss: Any, **options: Any) -> dict[str, float]:
+        asked: Any = net.head if getattr(net, "frozen", False) else net
+        return super().validate(asked, batches, target, loss, **options)
+
+    def begin(self, net: nn.Module, examples: Encoded, rows: np.ndarray, target: Target) -> None:
+        """Begin where a logistic regression on the features ends. Its penalty is chosen by cross-validation."""
+        table = self.featured(net, examples, rows).inputs[0][torch.from_numpy(rows)]
+        head: Any = net.head
+        head.mean.copy_(table.mean(0))
+        head.std.copy_(table.std(0).clamp_min(1e-6) if len(table) > 1 else torch.ones_like(head.std))
+        if target.name != "classes" or target.width < 2 or examples.truth is None:
+            nn.init.normal_(head.out.weight, std=0.01)
+            return
+        truth = examples.truth[torch.from_numpy(rows)].numpy()
+        weight, bias = regression(((table - head.mean) / head.std).numpy(), truth, target.width)
+        head.out.weight.data.copy_(torch.from_numpy(weight))
+        head.out.bias.data.copy_(torch.from_numpy(bias))
+
+    def open_inputs(self, path: str) -> tuple[Any, list[str]]:
+        return self.below.open_inputs(path)
+
+    def plain(self, inputs: Any, rows: np.ndarray, model: str) -> Any:
+        return self.below.plain(inputs, rows, model) if self.card.inputs == "pictures" else None
+
+    def pictures(self, inputs: Any, rows: np.ndarray) -> np.ndarray | None:
+        return self.below.pictures(inputs, rows) if self.card.inputs == "pictures" else None
+
+    def save(self, folder: Path) -> None:
+        pretrained.keep(self.card, folder / KEPT_IN)
+
+    def open(self, folder: Path) -> None:
+        if (folder / KEPT_IN).is_dir():
+            self._kept, self._found, self._tokens = folder / KEPT_IN, None, None
+
+    def state(self) -> dict[str, Any]:
+        return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+
+
+def _texts(inputs: Any, rows: np.ndarray | None) -> list[str]:
+    column = inputs[0] if isinstance(inputs, tuple) else inputs
+    column = np.asarray(column, dtype=object)
+    if column.ndim != 1:
+        raise DataError(f"The texts have shape {column.shape}.", expected="one text an example, (N,)")
+    return [str(entry) for entry in (column if rows is None else column[rows])]
+
+
+def regression(table: np.ndarray, truth: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(weights (K, F), bias (K,)) of a logistic regression whose penalty is chosen by stratified cross-validation. Classes
+    that do not occur have a bias that never lets them win."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    counts = np.bincount(truth, minlength=classes)
+    folds = min(FOLDS, int(counts[counts > 0].min()))
+    best = PENALTIES[1]
+    if folds >= 2:
+        way = StratifiedKFold(folds, shuffle=True, random_state=0)
+        losses = []
+        seen = np.unique(truth, return_inverse=True)[1]
+        for strength in PENALTIES:
+            model = LogisticRegression(C=strength, max_iter=300)
+            found = cross_val_predict(model, table, truth, cv=way, method="predict_proba")
+            losses.append(-np.log(found[np.arange(len(seen)), seen].clip(1e-12)).mean())
+        best = PENALTIES[int(np.argmin(losses))]
+    model = LogisticRegression(C=best, max_iter=1000).fit(table, truth)
+    weight, bias = np.zeros((classes, table.shape[1]), np.float32), np.full(classes, -20.0, np.float32)
+    if len(model.classes_) == 2:  # one logit, for the second
+        halves = np.array([-0.5, 0.5])
+        weight[model.classes_], bias[model.classes_] = halves[:, None] * model.coef_, halves * model.intercept_
+    else:
+        weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
+    return weight, bias
+
+
+DOMAIN = Pretrained
