@@ -80,7 +80,9 @@ class Recipe(BaseModel):
         default_factory=dict, description="How a file is read: separator=;, encoding=latin-1, decimal=, header=no."
     )
     domain: str | None = Field(None, description="Kind of input: arrays, table, image, text, or FILE.py:CLASS.")
-    task: str | None = Field(None, description="Kind of answer: classes, numbers, tags, embedding, or FILE.py:CLASS.")
+    task: str | None = Field(
+        None, description="Kind of answer: classes, numbers, tags, embedding, clusters, or FILE.py:CLASS."
+    )
     domain_arg: dict[str, Any] = Field(default_factory=dict, description="Options of the domain, its fields: size=32.")
     task_arg: dict[str, Any] = Field(
         default_factory=dict, description="Options of the target, its fields: threshold=0.3."

@@ -88,11 +88,11 @@ def _final_weights(job: Job, state: states.TrainState) -> str:
 def _remember(job: Job) -> None:
     """The target keeps what its answers are compared with: the training examples as the net sees them."""
     target, (encoded, rows) = job.data.target, job.data.parts["train"]
-    if target.remembers and encoded.truth is not None and rows is not None:
+    if target.remembers and (encoded.truth is not None or target.from_inputs) and rows is not None:
         output, truth = job.data.domain.ask(job.net, encoded, rows, device=job.device)
         ids = job.data.source.train.ids
         called = [str(ids[row]) if ids is not None and row < len(ids) else f"example {row}" for row in rows]
-        target.remember(output, torch.from_numpy(truth), np.asarray(called))
+        target.remember(output, None if truth is None else torch.from_numpy(truth), np.asarray(called))
         target.save(job.folder)
 
 

@@ -126,16 +126,16 @@ def test_what_is_asked_for_is_taken(tmp_path):
         data.choose_target(Y, "clases", None, known=None, name="x")
 
 
-@pytest.mark.parametrize(
-    ("truth", "words"),
-    [
-        (None, "mine has no answers to learn from"),
-        (np.array([["a", "b"]] * 9), r"\(<U1, shape \(9, 2\)\) are of no kind"),
-    ],
-)
-def test_answers_of_no_kind_are_refused(truth, words):
-    with pytest.raises(DataError, match=words):
-        data.choose_target(truth, None, None, known=None, name="mine")
+def test_answers_of_no_kind_are_refused():
+    with pytest.raises(DataError, match=r"\(<U1, shape \(9, 2\)\) are of no kind"):
+        data.choose_target(np.array([["a", "b"]] * 9), None, None, known=None, name="mine")
+
+
+def test_without_answers_groups_are_sought_unless_there_is_a_loss_that_wants_some():
+    target, why = data.choose_target(None, None, None, known=None, name="mine")
+    assert target.name == "clusters" and "there are no answers" in why
+    with pytest.raises(DataError, match="mine has no answers to learn from"):
+        data.choose_target(None, None, nn.MSELoss(), known=None, name="mine")
 
 
 # --- Splitting, fitting, encoding -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lamina import mapped, names, pictures
+from lamina import augment, mapped, names, pictures
 from lamina.domains.arrays import (
     ARRAY_FILES,
     Scale,
@@ -30,9 +30,11 @@ from lamina.domains.arrays import (
 from lamina.domains.base import Domain
 from lamina.errors import DataError, UsageError, near, rows
 from lamina.findings import Finding
+from lamina.recipe import Recipe
 from lamina.sources import Examples, Source, describe
 from lamina.sources import open as open_source
 from lamina.targets.base import Target
+from lamina.views import Change
 
 CHANNELS = (1, 3, 4)
 _SHOWN = 10  # files a finding lists
@@ -278,7 +280,10 @@ class Image(Domain):
         return decoded.column, decoded.rows
 
     def change(self, recipe: Recipe) -> Change:
-        return augment.make(recipe.augment or "none")
+        if recipe.augment in (None, "none"):
+            raise UsageError("Pictures are learned from two changed views of each, and augment is none.",
+                             fix="--augment shift=2,rotate=10, or leave it out")  # fmt: skip
+        return augment.make(recipe.augment)
 
     def pictures(self, inputs: Any, rows: np.ndarray) -> np.ndarray | None:
         table = inputs[0][torch.as_tensor(rows)]

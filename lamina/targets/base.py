@@ -35,7 +35,7 @@ class Answers:
         def cut(part: np.ndarray | None) -> Any:
             return None if part is None else part[rows]
 
-        return Answers(cut(self.prediction), cut(self.confidence), cut(self.probabilities), cut(self.embedding))
+        return Answers(*(cut(getattr(self, part.name)) for part in dataclasses.fields(self)))
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ class Target:
     quick_better: ClassVar[str] = "higher"
     labels: list[str] = field(default_factory=list)  # names of the classes, tags or numbers
     needs_truth: ClassVar[bool] = True  # False: the answers come from acting (the return of a game)
+    from_inputs: ClassVar[bool] = False  # True, and `needs_truth` False: they are found in the inputs alone (clusters)
     baseline: ClassVar[str] = ""  # the kind of answer that simple models learn in its place; "": its own
     simple: ClassVar[tuple[str, ...]] = ()  # models of `baselines` that belong to it, beside those of the domain
     remembers: ClassVar[bool] = False  # whether `remember` is to be called
@@ -152,7 +153,7 @@ class Target:
         before the domain's own."""
         return {}
 
-    def remember(self, output: Tensor, truth: Tensor, names: np.ndarray) -> None:
+    def remember(self, output: Tensor, truth: Tensor | None, names: np.ndarray) -> None:
         """Keep what answers are compared with: the trained net's outputs on the training split, and what each example is
         called (N,). Called once after training where `remembers`."""
 
