@@ -269,7 +269,7 @@ def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.d
             f"All parameters of the net {type(net).__name__} are frozen: there is nothing to learn.",
             fix="requires_grad_(True) for those that are to learn",
         )
-    if type(loaded.domain).loss is not data.Domain.loss:
+    if type(loaded.domain).loss is not data.Domain.loss and not loaded.domain.tried:
         return  # the domain computes its loss itself
     lazy = any(isinstance(p, nn.parameter.UninitializedParameter) for p in net.parameters())
     with evaluating(net), keeping_generators(not lazy), torch.enable_grad():

@@ -47,6 +47,7 @@ class Domain:
     name: ClassVar[str] = ""
     default_net: ClassVar[str] = "mlp"  # a name in nets/
     simple: ClassVar[tuple[str, ...]] = ("linear",)  # the models of `baselines` that stand beside the net
+    tried: ClassVar[bool] = False  # where `loss` is its own: net, answers and loss are tried on a batch all the same
 
     @classmethod
     def sniff(cls, examples: Examples) -> tuple[float, str]:

@@ -57,6 +57,7 @@ class Table(Domain):
     name: ClassVar[str] = "table"
     default_net: ClassVar[str] = "tabular"
     simple: ClassVar[tuple[str, ...]] = ("linear", "trees")
+    tried: ClassVar[bool] = True
 
     steps: int = 48  # quantile steps of a number at most
     categories: int = 500  # of a column at most; the others are pooled
@@ -316,16 +317,16 @@ class Table(Domain):
         return tuple(np.asarray(column) for column in inputs)
 
     def _tell(self, missing: list[str], new: list[str], where: str) -> None:
-        for found, words in ((missing, "lacks {}, taken as gaps"), (new, "has {}, no input of this run: left out")):
-            if found:
-                listed = ", ".join(map(repr, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
-                columns = f"the column{'s' if len(found) > 1 else ''} {listed}"
-                warnings.warn(f"{where} {words.format(columns)}.", stacklevel=3)
         if missing and len(missing) == len(self.features or []):
             raise DataError(
                 f"{where} has none of the {len(missing)} columns of this run.",
                 expected=f"the columns {', '.join(self.features or [])[:200]}, in any order",
             )
+        for found, words in ((missing, "lacks {}, taken as gaps"), (new, "has {}, no input of this run: left out")):
+            if found:
+                listed = ", ".join(map(repr, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
+                columns = f"the column{'s' if len(found) > 1 else ''} {listed}"
+                warnings.warn(f"{where} {words.format(columns)}.", stacklevel=3)
 
     def prepare(self) -> nn.Module:
         return self._dense() if self.own else nn.Identity()
