@@ -12,9 +12,9 @@ import io
 import json
 import shlex
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lamina import data, devices, documents, evaluate, files, names, recipe, splits, state, weights
+from lamina import data, devices, documents, evaluate, familiar, files, names, recipe, splits, state, weights
 from lamina.domains.base import Domain
 from lamina.errors import DataError, LaminaError, RunError, UsageError, near
 from lamina.sources import Columns, Source
@@ -200,6 +200,7 @@ class Run:
         self.facts = facts(self.folder)
         self._net, self._domain, self._task = net, domain, task
         self._built: nn.Module | None = None
+        self._known: familiar.Familiar | None = None
         self._strict: bool | None = None
         self._kinds: tuple[Domain, Target] | None = None
 
@@ -283,15 +284,75 @@ class Run:
         return self.net.to(place), {**options, "exact": True} if self._strict else options
 
     def predict(self, inputs: Any, *, device: str = "cpu", batch_size: int | None = None) -> Answers:
-        """Answers for raw inputs (N, ...), or for a file of them: labels or numbers, confidence, probabilities.
+        """Answers for raw inputs (N, ...), or for a file of them: labels or numbers, confidence, probabilities, and whether
+        each input is unlike those the net has learned from (see `lamina.familiar`).
 
         batch_size: examples at a time; without it, as many as the net answers fastest.
         """
         if isinstance(inputs, (str, Path)):
             inputs = self.domain.open_inputs(str(inputs))[0]
+        known = self._familiar()
         net, options = self._options(device, batch_size)
         with self._used():
-            return self.target.given(self.domain.predict(net, inputs, self.target, **options))
+            if known is None:
+                return self.target.given(self.domain.predict(net, inputs, self.target, **options))
+            watched = familiar.Watched(net, known.to(options["device"])).eval()
+            encoded = data.Encoded(self.domain.encode(inputs))
+            output, strange = watched.apart(self.domain.ask(watched, encoded, None, **options)[0])
+            return self.target.given(replace(self.target.decode(output), unlike=strange))
+
+    def _familiar(self) -> familiar.Familiar | None:
+        """What the net knows, where that was measured when the run ended."""
+        record = self.facts.get("familiar") or {}
+        if self._known is None and "file" in record:
+            place = self.folder / familiar.FILE
+            if not place.is_file() or hashlib.sha256(place.read_bytes()).hexdigest() != record.get("sha256"):
+                what = "is damaged: its SHA-256 is not that of run.json" if place.is_file() else "is missing"
+                raise RunError(f"{place} {what}.", fix=_RESTORE)
+            with _sound(self.folder / "run.json"):
+                self._known = familiar.Familiar(
+                    list(record["layers"]), [int(dim) for dim in record["dims"]], weights.read_weights(place)
+                )
+                for name in self._known.layers:
+                    self.net.get_submodule(name)
+        return self._known
+
+    def verify(self, one: Any, other: Any, *, device: str = "cpu") -> tuple[np.ndarray, np.ndarray | None]:
+        """Whether two inputs are of one person, pair by pair: (similarity (N,), a cosine; the same or not (N,), None where
+        the run had no validation split to choose a threshold on). one, other: inputs (N, ...) or files, of people that the
+        run need not know. Of runs with task="embedding"."""
+        self._of_likeness("verify")
+        return self.target.compare(self._likeness(one, device), self._likeness(other, device))  # type: ignore[attr-defined]
+
+    def enroll(self, person: str, inputs: Any, *, keep: bool = True, device: str = "cpu") -> None:
+        """Make a person known without training: inputs (N, ...), or a file or folder of them, go into the gallery, and
+        with `keep` into the run's folder. Of runs with task="embedding"."""
+        self._of_likeness("enroll")
+        ids = None
+        if isinstance(inputs, (str, Path)):
+            inputs, ids = self.domain.open_inputs(str(inputs))
+        found = self._likeness(inputs, device)
+        called = [f"{person} {k + 1}" for k in range(len(found))] if ids is None else ids
+        target: Any = self.target
+        table = torch.from_numpy(found.embedding)
+        target.gallery = target.gallery.with_(table, np.array([person] * len(found)), np.array(called))
+        if keep:
+            target.save(self.folder)
+
+    def _likeness(self, inputs: Any, device: str) -> Any:
+        """Answers for inputs or a file of them, as the target decodes them."""
+        if isinstance(inputs, (str, Path)):
+            inputs = self.domain.open_inputs(str(inputs))[0]
+        net, options = self._options(device, None)
+        with self._used():
+            return self.domain.predict(net, inputs, self.target, **options)
+
+    def _of_likeness(self, what: str) -> None:
+        if getattr(self.target, "gallery", None) is None:
+            raise UsageError(
+                f"{self.folder} cannot {what} anybody: it learned {self.target.name}, not an embedding.",
+                fix="train with task='embedding'",
+            )
 
     @contextmanager
     def _used(self) -> Iterator[None]:
@@ -442,31 +503,52 @@ def _answers(
 
 
 def predictions_csv(
-    target: Target, found: Answers, ids: Iterable[Any], truth: np.ndarray | None = None, name: str = "id"
-) -> str:
-    """predictions.csv: id, truth where it is known, prediction, confidence."""
-    columns: dict[str, Any] = {name: list(ids)}
+    target: Target, found: Answers, ids: Iterable[Any], truth: np.ndarray | None = None, name: str = "id",
+    broken: Mapping[int, str] | None = None,
+) -> str:  # fmt: skip
+    """predictions.csv: id, truth where it is known, prediction, confidence; unlike, where that is known, as true or false.
+
+    broken: by their place among the ids, the inputs that have no answer, and why: their cells are empty, and a column
+    `error` says it.
+    """
+    columns: dict[str, Any] = {}
     if truth is not None and truth.size:
         columns["truth"] = truth if truth.ndim == 1 else [" ".join(map(str, row)) for row in truth]
-    columns.update(target.columns(found))
+    columns.update(_columns(target, found))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    for row in zip(*columns.values(), strict=True):
-        writer.writerow([_cell(value) for value in row])
+    writer.writerow([name, *columns, *(["error"] if broken else [])])
+    rows = zip(*columns.values(), strict=True)
+    for k, called in enumerate(ids):
+        if broken and k in broken:
+            writer.writerow([_cell(called), *[""] * len(columns), _cell(broken[k])])
+        else:
+            writer.writerow([_cell(called), *map(_cell, next(rows)), *([""] if broken else [])])
     return out.getvalue()
 
 
-def predictions_jsonl(target: Target, found: Answers, ids: Iterable[Any]) -> str:
-    """A JSON object a line: id, prediction, confidence, and the probability of each class."""
-    columns = {"id": list(ids), **target.columns(found)}
+def _columns(target: Target, found: Answers) -> dict[str, Any]:
+    columns = dict(target.columns(found))
+    return columns if found.unlike is None else {**columns, "unlike": found.unlike}
+
+
+def predictions_jsonl(
+    target: Target, found: Answers, ids: Iterable[Any], broken: Mapping[int, str] | None = None
+) -> str:
+    """A JSON object a line: id, prediction, confidence, unlike, and the probability of each class; or id and error."""
+    columns = _columns(target, found)
     lines = []
-    for k, row in enumerate(zip(*columns.values(), strict=True)):
-        entry = {
-            key: _plain(cell) if isinstance(cell, np.generic) else cell for key, cell in zip(columns, row, strict=True)
-        }
-        if found.probabilities is not None and getattr(target, "labels", None):
-            entry["probabilities"] = dict(zip(target.labels, found.probabilities[k].tolist(), strict=True))
+    rows = enumerate(zip(*columns.values(), strict=True))
+    for place, called in enumerate(ids):
+        entry: dict[str, Any] = {"id": called}
+        if broken and place in broken:
+            entry["error"] = broken[place]
+        else:
+            k, row = next(rows)
+            for key, cell in zip(columns, row, strict=True):
+                entry[key] = _plain(cell) if isinstance(cell, (np.generic, np.ndarray)) else cell
+            if found.probabilities is not None and getattr(target, "labels", None):
+                entry["probabilities"] = dict(zip(target.labels, found.probabilities[k].tolist(), strict=True))
         lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
     return "".join(lines)
 
@@ -508,7 +590,9 @@ def shared_predictions(one: Run, other: Run) -> tuple[np.ndarray, Answers, Answe
 
 
 def _cell(value: Any) -> Any:
-    """Numbers to seven digits; text that a spreadsheet would run as a formula gets an apostrophe."""
+    """Numbers to seven digits, true and false; text that a spreadsheet would run as a formula gets an apostrophe."""
+    if isinstance(value, (bool, np.bool_)):
+        return str(bool(value)).lower()
     if isinstance(value, (float, np.floating)):
         return f"{float(value):.7g}"
     if isinstance(value, str) and value[:1] in tuple("=+-@\t\r\n＝＋－＠"):  # the wide ones in Japan

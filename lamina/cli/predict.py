@@ -42,6 +42,10 @@ def predict(
         str | None, typer.Option("--out", help="Write here; .jsonl makes JSON lines, anything else CSV.")
     ] = None,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="JSON lines instead of CSV.")] = False,
+    gallery: Annotated[
+        str | None,
+        typer.Option("--gallery", help="People to know as well, without training: a folder of each one's pictures."),
+    ] = None,
     net: OwnNet = None,
     domain: OwnDomain = None,
     task: OwnTask = None,
@@ -53,6 +57,14 @@ def predict(
         from lamina.run import load, predictions_csv, predictions_jsonl
 
     opened = load(run, net=net, domain=domain, task=task)
+    if gallery is not None:
+        people = sorted(place for place in Path(gallery).iterdir() if place.is_dir()) if Path(gallery).is_dir() else []
+        if not people:
+            raise DataError(
+                f"{gallery} holds no folders.", expected="a folder of pictures for each person, named by him"
+            )
+        for place in people:
+            opened.enroll(place.name, place, keep=False, device=device)
     with _as_file(inputs) as path:
         raw, ids = opened.domain.open_inputs(path)
         ids = ["-" if name == path != inputs else name for name in ids]
