@@ -291,8 +291,8 @@ class Run:
         """
         if isinstance(inputs, (str, Path)):
             inputs = self.domain.open_inputs(str(inputs))[0]
-        known = self._familiar()
         net, options = self._options(device, batch_size)
+        known = self._familiar(net)
         with self._used():
             if known is None:
                 return self.target.given(self.domain.predict(net, inputs, self.target, **options))
@@ -301,7 +301,7 @@ class Run:
             output, strange = watched.apart(self.domain.ask(watched, encoded, None, **options)[0])
             return self.target.given(replace(self.target.decode(output), unlike=strange))
 
-    def _familiar(self) -> familiar.Familiar | None:
+    def _familiar(self, net: nn.Module) -> familiar.Familiar | None:
         """What the net knows, where that was measured when the run ended."""
         record = self.facts.get("familiar") or {}
         if self._known is None and "file" in record:
@@ -314,7 +314,7 @@ class Run:
                     list(record["layers"]), [int(dim) for dim in record["dims"]], weights.read_weights(place)
                 )
                 for name in self._known.layers:
-                    self.net.get_submodule(name)
+                    net.get_submodule(name)
         return self._known
 
     def verify(self, one: Any, other: Any, *, device: str = "cpu") -> tuple[np.ndarray, np.ndarray | None]:

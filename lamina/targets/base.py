@@ -27,6 +27,7 @@ class Answers:
     low: np.ndarray | None = None  # as the prediction: where the interval of each number begins
     high: np.ndarray | None = None  # and where it ends
     embedding: np.ndarray | None = None  # (N, D) where each example lies in the net's space
+    unlike: np.ndarray | None = None  # (N,) bool: the input is unlike those learned from; None where nobody knows
 
     def __len__(self) -> int:
         return len(self.prediction)

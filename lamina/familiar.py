@@ -1,0 +1,219 @@
+"""Is an input like those the net has learned from?
+
+In: a trained net, batches of training examples and of others of their kind. Out: a `Familiar`, and of it tensors that a run
+keeps. Called at the end of training; afterwards `Watched` gives a net's outputs with one more number, how strange each
+input is: above 1 is stranger than 99 in 100 of the held-out examples.
+
+Looked at are the inputs of some of the net's own linear and convolutional layers, the first and the last among them: of what
+has places (pixels, words) the mean and the standard deviation over them. Of each layer it is the Mahalanobis distance to the
+nearest class, with one covariance for all (Lee et al., 2018), shrunk as Ledoit and Wolf (2004) have it; then the largest of
+the layers' distances, each in units of its own 99th percentile. The early layers see noise, inverted colours and numbers far
+off, which the last one takes for something it knows; the last sees unknown things made of known parts.
+
+Not covered: nets without such layers. An input may be strange and the answer right, and the other way round.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+FILE = "familiar.safetensors"  # in a run's folder
+LAYERS = 4  # of a net that are looked at
+WIDEST = 256  # numbers of a layer; more are added up in groups, with signs (count sketch)
+CLASSES = 50  # up to which each has a mean of its own
+QUANTILE = 0.99  # of the held-out examples that are familiar
+ROWS = 4000  # to learn from; half as many to measure on
+LEAST = 20  # of either
+_MOST = 2.0  # strangeness that is told: beyond it, it is only strange
+_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear)
+
+
+@dataclass
+class Familiar:
+    """What is known of some layers: of each its name, the dimension that counts examples, and three tensors."""
+
+    layers: list[str]
+    dims: list[int]
+    tensors: dict[str, Tensor]  # "factor.0" (E, E) whitens, "means.0" (K, E) whitened means, "limit" (layers,)
+
+    def strangeness(self, seen: dict[str, Tensor]) -> Tensor:
+        """Inputs of the layers by name -> (B,), from 0 to 2: above 1 is strange."""
+        found = []
+        for k, (name, dim) in enumerate(zip(self.layers, self.dims, strict=True)):
+            factor, means = self.tensors[f"factor.{k}"], self.tensors[f"means.{k}"]
+            found.append(distance(summary(seen[name], dim), factor, means) / self.tensors["limit"][k])
+        return torch.stack(found).amax(0).nan_to_num(nan=_MOST, posinf=_MOST).clamp(max=_MOST)
+
+    def to(self, device: Any) -> Familiar:
+        return Familiar(self.layers, self.dims, {name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+
+class Watched(nn.Module):
+    """A net that gives its outputs (B, ...) as (B, D + 1): the last is how strange the input is."""
+
+    def __init__(self, net: nn.Module, familiar: Familiar):
+        super().__init__()
+        self.net, self.familiar = net, familiar
+        self.shape: tuple[int, ...] = ()  # of an example's output, when it was called
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        output, seen = watch(self.net, inputs, self.familiar.layers)
+        self.shape = tuple(output.shape[1:])
+        strange = self.familiar.strangeness(seen).to(output)
+        return torch.cat([output.reshape(len(output), -1), strange[:, None]], 1)
+
+    def apart(self, outputs: Tensor) -> tuple[Tensor, np.ndarray]:
+        """What many calls gave, put together -> the net's own outputs, and which inputs are strange, bool (N,)."""
+        return outputs[:, :-1], (outputs[:, -1] > 1).numpy()
+
+
+def watch(net: nn.Module, inputs: tuple[Tensor, ...], layers: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
+    """(the net's output, what went into some of its layers by name), the last time where one is called often."""
+    seen: dict[str, Tensor] = {}
+
+    def note(name: str, module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen[name] = given[0]
+
+    handles = [net.get_submodule(name).register_forward_pre_hook(functools.partial(note, name)) for name in layers]
+    try:
+        return net(*inputs), seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def summary(given: Tensor, dim: int) -> Tensor:
+    """What went into a layer -> (B, E), E at most WIDEST: features as they are; of places their mean and deviation."""
+    x = given if dim == 0 else given.transpose(0, dim)
+    x = x.float()
+    if x.ndim > 2 and dim != 0:  # (B, members, E): one net's members see the same
+        x = x.flatten(1)
+    elif x.ndim > 2:
+        places = list(range(2, x.ndim)) if x.ndim == 4 or x.ndim == 5 else [1]
+        deviation, mean = torch.var_mean(x, places, correction=0)
+        x = torch.cat([mean.flatten(1), deviation.clamp(min=0).sqrt().flatten(1)], 1)
+    elif x.ndim == 1:
+        x = x[:, None]
+    width = x.shape[1]
+    if width <= WIDEST:
+        return x
+    x = x * _signs(width, x.device)
+    groups = -(-width // WIDEST)
+    return nn.functional.pad(x, (0, groups * WIDEST - width)).reshape(len(x), groups, WIDEST).sum(1)
+
+
+def _signs(width: int, device: torch.device) -> Tensor:
+    """+1 or -1 for each place, the same for ever: a bit of the place times an odd number."""
+    bits = (np.arange(width, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(63)
+    return torch.from_numpy(1.0 - 2.0 * bits.astype(np.float32)).to(device)
+
+
+def distance(x: Tensor, factor: Tensor, means: Tensor) -> Tensor:
+    """(B, E) -> (B,): to the nearest of the whitened means (K, E)."""
+    white = x @ factor
+    apart = (white * white).sum(1, keepdim=True) - 2 * white @ means.T + (means * means).sum(1)
+    return apart.amin(1).clamp(min=0).sqrt()
+
+
+# --- Learning what is familiar ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def learn(
+    net: nn.Module, known: Iterable[tuple[Tensor, ...]], classes: np.ndarray | None, others: Iterable[tuple[Tensor, ...]]
+) -> Familiar | None:  # fmt: skip
+    """What a net (in evaluation mode) makes of the examples it has learned from, and how far others of their kind lie off;
+    None where there are too few of them, or no layers to look at.
+
+    known, others: batches of inputs as the net takes them. classes (N,): whole numbers from 0 of the known, or None.
+    """
+    walk = iter(known)
+    first = next(walk, None)
+    layers, dims = _choose(net, first) if first is not None else ([], [])
+    if first is None or not layers:
+        return None
+    near = _summaries(net, itertools.chain([first], walk), layers, dims)
+    far = _summaries(net, others, layers, dims)
+    if near is None or far is None or min(len(near[0]), len(far[0])) < LEAST:
+        return None
+    if classes is None or int(classes.max()) >= CLASSES:
+        classes = np.zeros(len(near[0]), np.int64)
+    tensors: dict[str, Tensor] = {}
+    limits = np.zeros(len(layers), np.float32)
+    strange = np.zeros(len(far[0]))
+    for k, (ours, theirs) in enumerate(zip(near, far, strict=True)):
+        factor, means = _fitted(ours.astype(np.float64), classes)
+        tensors[f"factor.{k}"], tensors[f"means.{k}"] = factor, means
+        apart = distance(torch.from_numpy(theirs), factor, means).numpy().astype(np.float64)
+        limits[k] = max(_limit(apart), 1e-6)
+        strange = np.maximum(strange, apart / limits[k])
+    limits *= _limit(strange)  # of the largest of all layers together
+    tensors["limit"] = torch.from_numpy(limits)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        return None
+    return Familiar(layers, dims, tensors)
+
+
+def _choose(net: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[str], list[int]]:
+    """Up to LAYERS of the net, in the order they are called, and which dimension of their input counts the examples."""
+    names = [name for name, module in net.named_modules() if isinstance(module, _KINDS) and name]
+    calls: list[dict[str, tuple[int, ...]]] = []
+    for rows in (5, 7):  # numbers that are no widths
+        few = tuple(column[:rows] for column in inputs)
+        output, seen = watch(net, few, names)
+        if not isinstance(output, Tensor) or not output.is_floating_point() or len(output) != rows:
+            return [], []
+        calls.append({name: tuple(given.shape) for name, given in seen.items() if given.is_floating_point()})
+    found = []
+    for name in calls[0]:  # in the order they were called
+        one, other = calls[0][name], calls[1].get(name, ())
+        dims = [d for d, (a, b) in enumerate(zip(one, other, strict=False)) if (a, b) == (5, 7)]
+        if dims and len(one) == len(other) <= 5:
+            found.append((name, dims[0]))
+    places = sorted({round(k) for k in np.linspace(0, len(found) - 1, min(LAYERS, len(found)))}) if found else []
+    return [found[k][0] for k in places], [found[k][1] for k in places]
+
+
+def _summaries(
+    net: nn.Module, batches: Iterable[tuple[Tensor, ...]], layers: list[str], dims: list[int]
+) -> list[np.ndarray] | None:
+    """(N, E) of each layer."""
+    found: list[list[Tensor]] = [[] for _ in layers]
+    for inputs in batches:
+        _, seen = watch(net, inputs, layers)
+        for column, name, dim in zip(found, layers, dims, strict=True):
+            column.append(summary(seen[name], dim).cpu())
+    return [torch.cat(column).numpy() for column in found] if found[0] else None
+
+
+def _fitted(x: np.ndarray, classes: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(N, E) and class numbers -> what whitens (E, E), and the classes' whitened means (K, E)."""
+    from sklearn.covariance import ledoit_wolf
+
+    means = np.stack([x[classes == k].mean(0) for k in np.unique(classes)])
+    apart = x - means[np.unique(classes, return_inverse=True)[1].reshape(-1)]
+    scale = apart.std(0) + 1e-3 * x.std(0)
+    scale = np.where(
+        scale > 1e-9, scale, max(1e-3 * float(np.abs(x).max()), 1e-6)
+    )  # what never varied: far when it does
+    covariance, _ = ledoit_wolf(apart / scale, assume_centered=True)
+    values, vectors = np.linalg.eigh(covariance)
+    factor = vectors / np.sqrt(np.maximum(values, 1e-4 * values.max())) / scale[:, None]
+    return torch.from_numpy(factor.astype(np.float32)), torch.from_numpy((means @ factor).astype(np.float32))
+
+
+def _limit(apart: np.ndarray) -> float:
+    """The 99th percentile of distances; of few, not below that of a log-normal distribution with their moments."""
+    found = float(np.quantile(apart, QUANTILE))
+    if len(apart) < 500:
+        logs = np.log(np.maximum(apart, 1e-12))
+        found = max(found, float(np.exp(logs.mean() + 2.326 * logs.std())))
+    return found
