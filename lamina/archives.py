@@ -20,6 +20,7 @@ import tarfile
 import time
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -146,6 +147,30 @@ def _entries(archive: Path, most: int, most_files: int) -> Iterator[tuple[str, b
             raise tarfile.ReadError("it ends too early, or is damaged")
         while within.read(_PIECE):
             pass  # to the end, where a checksum may stand
+
+
+def plain(path: Path, name: str, begin: bytes) -> bytes:
+    """The bytes of a file; of one that is packed by itself (.gz, .bz2, .xz) those that come out, which may be 200 times as
+    many as it has, after the first 16 MiB."""
+    reader = next((reader for magic, reader in _READERS.items() if begin.startswith(magic)), None)
+    if reader is None:
+        return path.read_bytes()
+    most = SLACK + 200 * path.stat().st_size
+    pieces, size = [], 0
+    try:
+        with reader(path, "rb") as packed:
+            while piece := packed.read(_PIECE):
+                size += len(piece)
+                if size > most:
+                    raise DataError(
+                        f"{name} unpacks to more than {most:,} bytes.", fix="unpack it yourself if you trust it"
+                    )
+                pieces.append(piece)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise ResourceError(f"{name} could not be read: {error.strerror}.") from error
+        raise DataError(f"{name} cannot be unpacked: {error}", fix="get it again from its source") from error
+    return b"".join(pieces)
 
 
 def _special(archive: Path, name: str, what: str) -> DataError:

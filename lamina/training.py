@@ -338,6 +338,8 @@ def _start(
             given_test=taken.test is not None,
             bytes_in=isinstance(taken.train.inputs, tuple) and str(taken.train.inputs[0].dtype).endswith("uint8"),
         )
+        if found.target is None and opened.target:  # so that other tables are read as this one was
+            found.target, why["target"] = list(opened.target), ("inferred", opened.why.get("target", ""))
         if hasattr(domain, "scale"):
             domain.scale = found.scale
         if asked_loss is not None and why["label_smoothing"][0] != "yours":

@@ -413,8 +413,8 @@ def test_a_path_that_is_not_there(tmp_path, monkeypatch):
 
 
 def test_a_path_of_another_kind(tmp_path):
-    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
-    for path in (tmp_path, tmp_path / "a.csv"):
+    (tmp_path / "a.mp3").write_bytes(b"ID3\x04\0\0")
+    for path in (tmp_path, tmp_path / "a.mp3"):
         with pytest.raises(UsageError, match="IDX"):
             sources.open(path)
 

@@ -8,6 +8,7 @@ Called by the domains (`read`), and through them by `train`, `evaluate` and the 
     idx       the IDX files of MNIST and its kin
     samples   digits, iris, wine, breast_cancer, diabetes: small sets that come with scikit-learn
     mnist     found on the disk, or downloaded and verified
+    tables    CSV and its kin (read by `delimited`), Parquet, JSON lines, Excel; data frames, dicts of columns
 
 Nothing is opened by pickle. What is unreadable, not finite or contradictory is refused here, with its rows.
 """
@@ -19,12 +20,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lamina.errors import DataError, UsageError, near
 from lamina.findings import Finding
+
+if TYPE_CHECKING:
+    from lamina.sources.delimited import Reading
 
 SAMPLES = ("digits", "iris", "wine", "breast_cancer", "diabetes", "mnist")
 
@@ -99,40 +103,65 @@ def open(
     """Whatever holds examples -> a `Source`.
 
     `source` is a tuple (x, y), or x alone, of arrays (N, ...), tensors or lists, where x may be a tuple of several
-    inputs; a map-style Dataset, an IterableDataset or a DataLoader; the path of an .npz file (x, y, x_test, ...), of an
-    IDX file of pictures (its labels are found beside it) or of a folder of the four IDX files; or the name of a sample
-    (SAMPLES; a name comes before a file of the same name: write ./mnist for that). `data_dir` is where `mnist` lies.
+    inputs; a data frame, an Arrow table or a dict of columns; a map-style Dataset, an IterableDataset or a DataLoader; the
+    path of a file or folder (see `lamina.sources.places`), a list of paths, or a pattern of them (`part-*.csv`); or the
+    name of a sample (SAMPLES; a name comes before a file of the same name: write ./mnist for that). `data_dir` is where
+    `mnist` lies. `columns` says which columns of a table are what, `options` how a file is read (see
+    `lamina.sources.delimited.Reading`).
 
     `test` and `valid` may be sources of any of these forms: their own test (valid) examples where they have such, else
-    all they have. They take the place of those of `source`.
+    all they have. They take the place of those of `source`. The columns of tables are matched by name.
 
     Raises UsageError where nothing can be opened, DataError where the data are bad, ResourceError where the disk or the
     network fails.
     """
+    from lamina.sources import delimited
     from lamina.sources.arrays import is_items
 
-    opened = _open(source, data_dir)
+    columns, asked = columns or Columns(), delimited.reading(options)
+    opened = _open(source, data_dir, columns, asked)
     for part, given in (("valid", valid), ("test", test)):
         if given is not None:
-            other = _open(given, data_dir)
+            same = replace(columns, target=opened.target if opened.target else columns.target, split=None)
+            other = _open(given, data_dir, same, replace(asked, kinds=_kinds(opened)))
             examples = getattr(other, part)
             if examples is None:
                 examples = other.train
             if opened.train.kind == "dataset" and is_items(given):
                 examples = Examples(given, kind="dataset")  # beside a Dataset its likes stay whole
+            opened.findings += other.findings
             setattr(opened, part, examples)
             if other.reopen is None:
                 opened.reopen = None
-    for part, examples in (("validation", opened.valid), ("test", opened.test)):
+    for part, title in (("valid", "validation"), ("test", "test")):
+        examples = getattr(opened, part)
+        if examples is not None and examples.kind == opened.train.kind == "table":
+            examples = _matched(opened, examples, f"The {title} table")
+            setattr(opened, part, examples)
         if examples is not None:
-            _agree(opened.train, examples, part)
+            _agree(opened.train, examples, title)
     return opened
 
 
+def named(source: Any) -> str | None:
+    """The text that names a source and opens it again: a name, a path, paths with the mark of PATH between them; None for
+    what lives in memory."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fsdecode(os.fspath(source))
+    if isinstance(source, (list, tuple)) and source and all(isinstance(path, os.PathLike) for path in source):
+        return os.pathsep.join(os.fsdecode(os.fspath(path)) for path in source)
+    if isinstance(source, list) and source and all(isinstance(path, str) and os.path.exists(path) for path in source):
+        return os.pathsep.join(source)
+    return None
+
+
 def describe(examples: Examples) -> str:
-    """'1,797 pictures 1x8x8', '150 examples of 4 numbers', 'a stream': examples in a few words."""
+    """'1,797 pictures 1x8x8', '150 examples of 4 numbers', '344 rows of 6 columns', 'a stream': examples in a few words."""
     if examples.count is None:
         return "a stream of examples"
+    plain = {"table": f"rows of {len(examples.names or ())} columns", "texts": "texts", "files": "picture files"}
+    if examples.kind in plain:
+        return f"{examples.count:,} {plain[examples.kind]}"
     if not isinstance(examples.inputs, tuple):
         return f"{examples.count:,} examples"
     shapes = [column.shape[1:] for column in examples.inputs]
@@ -141,51 +170,52 @@ def describe(examples: Examples) -> str:
     return f"{examples.count:,} {thing} {' and '.join(words)}"
 
 
-def _open(source: Any, data_dir: str | Path | None) -> Source:
-    if isinstance(source, str) and source in SAMPLES:
-        if source == "mnist":
+def _open(source: Any, data_dir: str | Path | None, columns: Columns, asked: Reading) -> Source:
+    from lamina.sources import arrays, places, tables
+
+    name = named(source)
+    if name is not None and name not in SAMPLES:
+        opened = places.read(name, columns, asked)
+    elif tables.is_table(source):
+        asked.only(("missing", "text"), "a table in memory")
+        opened = tables.source(tables.given(source), columns, asked)
+    elif isinstance(source, tuple) and len(source) == 2 and tables.is_table(source[0]):
+        opened = tables.source_with_answers(*source, columns, asked)
+    else:
+        if name == "mnist":
             from lamina.sources import mnist
 
-            return mnist.read(data_dir)
-        from lamina.sources import samples
+            opened = mnist.read(data_dir)
+        elif name is not None:
+            from lamina.sources import samples
 
-        return samples.read(source)
-    if isinstance(source, (str, os.PathLike)):
-        return _open_path(os.fspath(source))
-    from lamina.sources import arrays
+            opened = samples.read(name)
+        else:
+            opened = arrays.read(source)
+        no_columns(columns, asked, opened.name)
+    if columns.target == ():  # there are no answers, whatever there is
+        for part in ("train", "valid", "test"):
+            if (examples := getattr(opened, part)) is not None:
+                examples.truth = examples.labels = None
+    return opened
 
-    return arrays.read(source)
 
-
-def _open_path(text: Any) -> Source:
-    from lamina.sources import arrays, idx
-
-    text = os.fsdecode(text)
-    path = Path(text).expanduser()
-    if not text.strip() or not os.path.exists(path):
-        raise UsageError(f"There is no file, folder or sample {text!r}: {_near_misses(path)}")
-    if path.is_dir():
-        if not idx.is_folder(path):
-            raise UsageError(
-                f"{text} holds no data that can be opened here.",
-                expected=f"the IDX files {', '.join(idx.CANONICAL)}, plain or .gz",
-                fix="give the file itself",
-            )
-        opened = idx.folder(path)
-    elif path.suffix.lower() == ".npz":
-        opened = arrays.npz(path)
-    elif idx.is_file(path):
-        opened = idx.file(path)
-    else:
+def no_columns(columns: Columns, asked: Reading, name: str) -> None:
+    """UsageError for columns, or ways of reading, that were asked for of a source that has none."""
+    words = {"target": columns.target, "ignore": columns.ignore, "groups": columns.groups, "times": columns.times,
+             "split_column": columns.split}  # fmt: skip
+    idle = [what for what, given in words.items() if given]
+    if idle:
         raise UsageError(
-            f"{text} is not a kind of file that can be opened here.",
-            expected="an .npz file with x and y, an IDX file of pictures, or a folder of IDX files",
-            fix="read it yourself and give the arrays: (x, y)",
+            f"{' and '.join(idle)} would do nothing: {name} has no columns with names.",
+            expected="a table: CSV, Parquet, JSON lines, Excel, a data frame",
+            fix="leave it out" if len(idle) == 1 else "leave them out",
         )
-    return replace(opened, name=text, reopen=str(path.absolute()))
+    asked.only((), name)
 
 
-def _near_misses(path: Path) -> str:
+def near_misses(path: Path) -> str:
+    """'did you mean ...?' for a path that is not there."""
     folder = path.parent
     if not folder.is_dir():
         return f"there is no folder {str(folder)!r} either"
@@ -193,6 +223,28 @@ def _near_misses(path: Path) -> str:
     if len(beside) > 12:
         beside = difflib.get_close_matches(path.name, beside, n=12)
     return near(path.name, [*SAMPLES, *beside])
+
+
+def _matched(opened: Source, other: Examples, where: str) -> Examples:
+    """A validation or test table with the columns of the training table, as those are."""
+    from lamina.sources import tables
+
+    kinds = _kinds(opened)
+    found, told = tables.matched(
+        other, opened.train.names or [], [kinds[name] for name in opened.train.names or ()], where
+    )
+    opened.findings += told
+    return found
+
+
+def _kinds(opened: Source) -> dict[str, str]:
+    """The kind of each column of a table, by name, its answers among them, so that another table is read alike."""
+    train = opened.train
+    if train.kind != "table":
+        return {}
+    found = {name: column.dtype.kind for name, column in zip(train.names or (), train.inputs, strict=True)}
+    answers = "" if train.truth is None else train.truth.dtype.kind
+    return found | dict.fromkeys(opened.target, {"U": "O", "i": "f", "u": "f"}.get(answers, answers))
 
 
 def _agree(train: Examples, other: Examples, part: str) -> None:
@@ -208,8 +260,11 @@ def _agree(train: Examples, other: Examples, part: str) -> None:
         )
     if not columns[0]:
         return  # what a Dataset gives is known only when it is walked
+    if train.kind != other.kind and {train.kind, other.kind} & {"table", "texts", "files"}:
+        raise UsageError(f"The training examples are {describe(train)}, the {part} examples {describe(other)}.",
+                         expected="both in the same form")  # fmt: skip
     ours, theirs = ([(column.shape[1:], column.dtype.kind) for column in e.inputs] for e in (train, other))
-    if ours != theirs:
+    if ours != theirs and train.kind != "table":
         raise DataError(
             f"The {part} inputs are {_shapes(other.inputs)}; the training inputs are {_shapes(train.inputs)}.",
             expected="the same shape and kind of numbers",
