@@ -7,6 +7,7 @@ training split). Files are decoded once into a column of one size (`pictures`), 
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lamina import augment, mapped, names, pictures
+from lamina.batches.workers import cores
 from lamina.domains.arrays import (
     ARRAY_FILES,
     Scale,
@@ -30,6 +33,7 @@ from lamina.domains.arrays import (
 from lamina.domains.base import Domain
 from lamina.errors import DataError, UsageError, near, rows
 from lamina.findings import Finding
+from lamina.nets import resnet
 from lamina.recipe import Recipe
 from lamina.sources import Examples, Source, describe
 from lamina.sources import open as open_source
@@ -37,6 +41,10 @@ from lamina.targets.base import Target
 from lamina.views import Change
 
 CHANNELS = (1, 3, 4)
+RESNET = 32  # pixels a side from which on a residual net is worth its time
+CORE = 5e10  # multiplications and additions, times two, that a core learns by in a second
+PASSES = 100  # over 405 pictures, a net should have time for; over more pictures fewer, as their square root
+THUMBNAIL = 16  # pixels a side of what simple models learn from
 _SHOWN = 10  # files a finding lists
 
 
@@ -52,10 +60,19 @@ def layout(shape: tuple[int, ...]) -> str | None:
     return None
 
 
+def shape_of(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """(C, H, W) of an array of pictures; None where it is none."""
+    way = layout(shape)
+    if way is None:
+        return None
+    return (1, *shape[1:]) if way == "NHW" else shape[1:] if way == "NCHW" else (shape[3], shape[1], shape[2])  # type: ignore[return-value]
+
+
 @dataclass
 class Image(Domain):
     name: ClassVar[str] = "image"
     default_net: ClassVar[str] = "convnet"
+    simple: ClassVar[tuple[str, ...]] = ("linear", "centroid")
 
     scale: str = "standard"  # none, unit, standard
     channels: int = 1
@@ -137,6 +154,61 @@ class Image(Domain):
                                  f"enlarged to {decoded.column.shape[3]}x{decoded.column.shape[2]}",
                                  "delete them, unless they are meant"))  # fmt: skip
         return found
+
+    def opinions(self, examples: Examples, target: Target, asked: Recipe) -> dict[str, tuple[Any, str]]:
+        """For pictures of 32 pixels and more: a residual net, as large as its passes leave time for, and changes that leave
+        a picture what it is. Smaller ones are left to `convnet` and what the recipe knows of it."""
+        if not isinstance(examples.inputs, tuple) or asked.net not in (None, "resnet"):
+            return {}
+        column = examples.inputs[0]
+        shape = shape_of(tuple(np.shape(column)))
+        if shape is None or (min(shape[1:]) < RESNET and asked.net is None):
+            return {}
+        count, height, width = len(column), shape[1], shape[2]
+        classes = target.name == "classes"
+
+        # As much work as the time allows; of the nets that see every picture often enough in it, the largest.
+        seconds = 0.85 * asked.budget if asked.budget else 240 * max(1.0, count / 3000) ** 0.45
+        power = CORE * cores() if asked.budget else 2 * CORE
+        passes = max(6.0, PASSES * math.sqrt(405 / max(405, count)))
+        size: str = asked.size or "small"
+        epochs = 1.0
+        for larger in (asked.size,) if asked.size else resnet.SIZES:
+            fitting = seconds * power / (6 * resnet.work(shape, larger) * count)
+            if fitting >= passes or larger == "small" or asked.size:
+                size, epochs = larger, fitting
+        found: dict[str, tuple[Any, str]] = {
+            "net": ("resnet", f"pictures of {width}x{height}"),
+            "size": (size, f"{count:,} pictures, some {seconds:,.0f} s"),
+            "batch_size": (32 if count < 3_000 else 64 if count < 20_000 else 128, f"{count:,} pictures"),
+        }
+        if asked.budget is None and asked.steps is None:
+            found["epochs"] = (round(min(4 * passes, max(passes, epochs))), f"{count:,} pictures of {width}x{height}")
+        if asked.optimizer in (None, "adamw"):
+            found["learning_rate"] = (3e-3, "peak of adamw for resnet")
+        change, why = self._change(examples, shape, target)
+        found["augment"] = (change, why)
+        if "flip" in (asked.augment or change):
+            found["net_arg"] = ({"mirrored": True, **asked.net_arg}, "the mean of a picture and its mirror image")
+        if classes:
+            found["label_smoothing"] = (0.1, "against too much certainty")
+        return found
+
+    def _change(self, examples: Examples, shape: tuple[int, int, int], target: Target) -> tuple[str, str]:
+        """Random changes under which a picture of these stays what it is, and why they do."""
+        side = min(shape[1:])
+        plain = f"shift={max(1, round(side / 14))},rotate=10,scale=0.1"
+        if target.name == "numbers":
+            return f"shift={max(1, round(side / 14))}", "a number may depend on size, direction and light"
+        letters = examples.labels is not None and all(len(str(label)) == 1 for label in examples.labels)
+        if letters:
+            return plain, "no mirror: the classes are letters or digits"
+        if shape[0] == 1 and not _of_middle_greys(examples.inputs[0]):
+            return plain, "no mirror: black on white, or white on black, as writing is"
+        light = "brightness=0.2,contrast=0.2" + (",saturation=0.3" if shape[0] == 3 else "")
+        if side < 48:
+            return f"crop={max(1, side // 8)},flip", "photographs: mirrored and moved"
+        return f"zoom=0.6,flip,{light}", "photographs: a part of each, mirrored, in another light"
 
     def fit(self, inputs: Any, rows: np.ndarray) -> None:
         if not isinstance(inputs, tuple):
@@ -238,6 +310,18 @@ class Image(Domain):
         shape = (self.channels, self.height, self.width)
         return names.module("nets", name or "convnet").NET.fitted(shape, target.width, size, **arguments)
 
+    def plain(self, inputs: Any, rows: np.ndarray, model: str) -> Any:
+        """Thumbnails of 16 pixels a side; pictures of up to 1,024 numbers as they are."""
+        if not isinstance(inputs, tuple) or len(inputs) != 1 or inputs[0][0].numel() <= 1024:
+            return super().plain(inputs, rows, model)
+        height, width = (min(side, THUMBNAIL) for side in inputs[0].shape[2:])
+        step = max(1, mapped.PIECE // inputs[0][0].numel())
+        parts = torch.from_numpy(rows).split(step)
+        small = [
+            F.adaptive_avg_pool2d(mapped.take(inputs[0], part).float(), (height, width)).flatten(1) for part in parts
+        ]
+        return torch.cat(small).numpy()
+
     def open_inputs(self, path: str) -> tuple[Any, list[str]]:
         """A picture, a folder of them, a list (`.txt`: a path a line), or a table with a column of paths; and arrays. Files
         are brought to the form of training; those that cannot be read are named in a warning and have no prediction."""
@@ -295,6 +379,13 @@ class Image(Domain):
     @classmethod
     def tiny(cls) -> Any:
         return "digits"
+
+
+def _of_middle_greys(column: Any) -> bool:
+    """Whether most of what some pictures show is neither near their darkest nor near their lightest."""
+    some = np.asarray(column[:: max(1, len(column) // 256)]).astype(np.float32)
+    low, high = float(some.min()), float(some.max())
+    return high > low and bool(np.mean((some > low + 0.15 * (high - low)) & (some < high - 0.15 * (high - low))) > 0.5)
 
 
 _EXPECTED = f"a picture ({', '.join(pictures.FORMATS)})"
