@@ -247,56 +247,20 @@ def _load(
     split, fitted: those of an earlier run, used instead of drawing and learning them again.
     """
     loss = loss() if isinstance(loss, type) else loss
-    why: dict[str, str] = dict(source.why)
-    if fitted is None:
-        kind, why["domain"] = choose_domain(
-            source.train, domain if domain is not None else recipe.domain, own_net=own_net
-        )
-        kind = with_options(kind, recipe.domain_arg, "domain")
-    else:
-        kind, answer = fitted
-    if recipe.strict and hasattr(kind, "unreadable"):
-        kind.unreadable = 0.0
-    source = kind.take(source, own_net=own_net)
-    examples = source.train
     bad: dict[int, str] = {}
-    truth = answers(examples, bad)
-    if fitted is None and not isinstance(examples.inputs, tuple) and recipe.scale not in (None, "none"):
-        raise UsageError(
-            f"scale={recipe.scale} is measured on columns, and you gave a {type(examples.inputs).__name__}.",
-            fix="scale in your Dataset, or give arrays: (x, y)",
-        )
-    asked = target if target is not None else recipe.task
-    if fitted is None:
-        answer, why["task"] = choose_target(truth, asked, loss, known=examples.labels, name=source.name)
-        answer = with_options(answer, recipe.task_arg, "task")
-    if answer.from_inputs and not (own_net and asked is None):
-        source, truth = _inputs_alone(source), None
-        examples = source.train
-    elif truth is None and (answer.needs_truth or answer.from_inputs):
-        raise DataError(
-            f"{source.name} has no answers to learn from.", expected="(inputs, answers): give the labels too"
-        )
+    kind, answer, why, source, truth = _choose(recipe, source, bad, domain, target, loss, own_net, fitted)
+    examples = source.train
     asked_batch = recipe.batch_size if resolve is not None else None
     recipe = resolve(kind, answer, source, _count(examples)) if resolve is not None else recipe
     if examples.kind in ("loader", "stream"):
         return _separate(source, kind, answer, why, truth, loss, own_net, fitted is None), recipe
 
-    inputs, truth, given, n = _pool(source, truth, bad)
-    several = truth is not None and truth.ndim == 2 and truth.shape[1] == len(source.target)
-    named = examples.labels or (list(source.target) if several else None)
-    if truth is not None:
-        truth, named = answer.take(truth, named)
+    inputs, truth, given, table, named = _together(source, answer, truth, bad)
+    n = sum(len(rows) for rows in given.values())
     aside = SetAside(n, SHARE if recipe.set_aside is None else recipe.set_aside)
     aside.tell = lambda index, reason: None  # until there is somebody to be told
     aside.add(bad)
     found = list(source.findings)
-    names_of = [getattr(source, part).ids for part in PARTS if getattr(source, part) is not None]
-    pooled = Examples(
-        inputs, truth, kind=examples.kind, names=examples.names, labels=examples.labels,
-        ids=None if any(column is None for column in names_of) else np.concatenate(names_of),
-    )  # fmt: skip
-    table = Source(source.name, pooled, target=source.target)
     copies = checks.find_copies(table)
     if split is None:
         split = _split(recipe, source, truth, answer, given, copies)
@@ -315,9 +279,7 @@ def _load(
         answer.adopt(loss)
         if hasattr(kind, "features"):
             kind.features = examples.names
-    learned = [*kind.findings(), *answer.findings()]
-    kinds = {finding.kind for finding in learned}  # who learned knows better what was done about it
-    found = [finding for finding in found if finding.kind not in kinds] + learned
+    found = _with_learned(found, kind, answer)
     column = None if truth is None else answer.encode(truth)
     if isinstance(inputs, tuple):
         encoded = Encoded(mapped.within(kind.encode(inputs)), column)
@@ -335,6 +297,89 @@ def _inputs_alone(source: Source) -> Source:
     parts = {part: getattr(source, part) for part in PARTS}
     alone = {part: dataclasses.replace(given, truth=None, labels=None) for part, given in parts.items() if given is not None}
     return dataclasses.replace(source, **alone)
+
+
+def _choose(
+    recipe: Recipe, source: Source, bad: dict[int, str], domain: Any, target: Any, loss: Any, own_net: bool,
+    fitted: tuple[Domain, Target] | None,
+) -> tuple[Domain, Target, dict[str, str], Source, np.ndarray | None]:  # fmt: skip
+    """Kind of input and of answer, how they were found, the source as the domain learns from it, and its answers."""
+    why: dict[str, str] = dict(source.why)
+    if fitted is None:
+        kind, why["domain"] = choose_domain(
+            source.train, domain if domain is not None else recipe.domain, own_net=own_net
+        )
+        kind = with_options(kind, recipe.domain_arg, "domain")
+    else:
+        kind, answer = fitted
+    if recipe.strict and hasattr(kind, "unreadable"):
+        kind.unreadable = 0.0
+    source = kind.take(source, own_net=own_net)
+    examples = source.train
+    truth = answers(examples, bad)
+    if fitted is None and not isinstance(examples.inputs, tuple) and recipe.scale not in (None, "none"):
+        raise UsageError(
+            f"scale={recipe.scale} is measured on columns, and you gave a {type(examples.inputs).__name__}.",
+            fix="scale in your Dataset, or give arrays: (x, y)",
+        )
+    asked = target if target is not None else recipe.task
+    if fitted is None:
+        answer, why["task"] = choose_target(truth, asked, loss, known=examples.labels, name=source.name)
+        answer = with_options(answer, recipe.task_arg, "task")
+    if answer.from_inputs and not (own_net and asked is None):
+        source, truth = _inputs_alone(source), None
+        examples = source.train
+    elif truth is None and (answer.needs_truth or answer.from_inputs):
+        raise DataError(
+            f"{source.name} has no answers to learn from.", expected="(inputs, answers): give the labels too"
+        )
+    return kind, answer, why, source, truth
+
+
+def _together(
+    source: Source, answer: Target, truth: np.ndarray | None, bad: dict[int, str]
+) -> tuple[Any, np.ndarray | None, dict[str, np.ndarray], Source, list[str] | None]:
+    """The parts as one table: inputs, answers, the rows of each part, the same as a source that is checked, and the names of
+    classes or tags where the source has them."""
+    inputs, truth, given, _ = _pool(source, truth, bad)
+    named = source.train.labels
+    if truth is not None:
+        if truth.ndim == 2 and truth.shape[1] == len(source.target):
+            named = named or list(source.target)
+        truth, named = answer.take(truth, named)
+    called = [getattr(source, part).ids for part in PARTS if getattr(source, part) is not None]
+    ids = None if any(column is None for column in called) else np.concatenate(called)
+    examples = dataclasses.replace(source.train, inputs=inputs, truth=truth, ids=ids, groups=None, times=None)
+    return inputs, truth, given, Source(source.name, examples, target=source.target), named
+
+
+def examine(recipe: Recipe, source: Source) -> tuple[Domain, Target, dict[str, str], list[findings.Finding]]:
+    """What there is to say about a source before anything is trained: kind of input and of answer, how they were found, and
+    findings, the worst first. Errors among them are not raised."""
+    with mapped.limited(recipe.memory_bytes):
+        bad: dict[int, str] = {}
+        kind, answer, why, source, truth = _choose(recipe, source, bad, None, None, None, False, None)
+        if source.train.kind in ("loader", "stream"):
+            return kind, answer, why, list(source.findings)
+        inputs, truth, given, table, named = _together(source, answer, truth, bad)
+        split = None
+        if len(given) > 1:
+            none = np.zeros(0, np.int64)
+            split = splits.Split(given["train"], given.get("valid", none), given.get("test", none), "as given")
+        found = source.findings + checks.check(table, task=answer.name, split=split)
+        if not any(finding.severity == "error" for finding in found) and isinstance(inputs, tuple):
+            kind.fit(inputs, given["train"])
+            if truth is not None:
+                answer.fit(truth[given["train"]], **({"names": named} if named else {}))
+            found = _with_learned(found, kind, answer)
+        return kind, answer, why, findings.worst_first(found)
+
+
+def _with_learned(found: list[findings.Finding], kind: Domain, answer: Target) -> list[findings.Finding]:
+    """Findings, and those of who has learned from the data, who knows better what was done about the same thing."""
+    learned = [*kind.findings(), *answer.findings()]
+    kinds = {finding.kind for finding in learned}
+    return [finding for finding in found if finding.kind not in kinds] + learned
 
 
 def answers(examples: Examples, bad: dict[int, str] | None = None, first: int = 0) -> np.ndarray | None:
@@ -402,7 +447,10 @@ def _split(
         copies=copies.units(len(pool)),
         seed=recipe.seed or 0,
     )
-    how = drawn.how if len(drawn.train) < len(pool) else "as given"
+    as_given = " and ".join(part for part in ("valid", "test") if part in given)
+    how = f"{drawn.how}; {as_given} as given".removesuffix(";  as given")
+    if len(drawn.train) == len(pool):
+        how = "as given"
     return splits.Split(
         pool[drawn.train], given.get("valid", pool[drawn.valid]), given.get("test", pool[drawn.test]), how
     )

@@ -12,6 +12,7 @@ from typing import Any
 from lamina.errors import DataError
 
 SEVERITIES = ("error", "warning", "note")
+_AS_IT_WAS = ("kept", "nothing is trained")  # done, and no news
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Finding:
     def state(self) -> dict[str, Any]:
         """The finding as JSON."""
         return asdict(self)
+
+    def told(self) -> tuple[str, str, str]:
+        """(severity, what was found and done, how to fix it), as a screen shows it."""
+        done = "" if self.done in _AS_IT_WAS or not self.done else f" {self.done[0].upper()}{self.done[1:]}."
+        return self.severity, self.what + done, self.fix
 
 
 def worst_first(findings: list[Finding]) -> list[Finding]:

@@ -19,6 +19,7 @@ from lamina import job as jobs
 from lamina import recipe as recipes
 from lamina import run as runs_
 from lamina import state as states
+from lamina.baselines import kmeans
 from lamina.history import History
 from lamina.job import Job
 from lamina.report import writing
@@ -192,6 +193,8 @@ def _simple_models(job: Job, facts: dict[str, Any]) -> list[dict[str, Any]]:
     if not job.recipe.baselines or not known or "test" not in loaded.parts:
         return []
     encoded, rows = loaded.parts["train"]
+    if loaded.target.from_inputs:
+        return _raw_clusters(job, facts)
     truth = loaded.truth("train")
     if rows is None or truth is None or not isinstance(encoded.inputs, tuple):
         return []
@@ -216,6 +219,23 @@ def _simple_models(job: Job, facts: dict[str, Any]) -> list[dict[str, Any]]:
         groups=facts["groups"],
         net=facts["answers"],
     )
+
+
+def _raw_clusters(job: Job, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """As many clusters of the inputs as they are, by k-means: each in the space it was sought in."""
+    began, loaded, (encoded, rows) = time.perf_counter(), job.data, job.data.parts["train"]
+    assert rows is not None  # clusters are sought among columns
+    some = rows[np.linspace(0, len(rows) - 1, min(len(rows), kmeans.ROWS)).astype(int)]
+    table = loaded.domain.plain(encoded.inputs, some, "kmeans")
+    if table is None:
+        return []
+    held_out, seed = loaded.domain.plain(encoded.inputs, facts["numbers"], "kmeans"), job.recipe.seed or 0
+    answers, note = kmeans.answers(table, held_out, len(loaded.target.labels), seed)
+    if len(some) < len(rows):
+        note = ", ".join(filter(None, (f"learned from {len(some):,} of {len(rows):,} rows", note)))
+    extra = {"name": "k-means", "trained_on": len(some), "seconds": round(time.perf_counter() - began, 3)}
+    entries = evaluate.scores(loaded.target.measures(), facts["truth"], answers, seed=seed, groups=facts["groups"])
+    return [entry | extra | ({"note": note} if note else {}) for entry in entries]
 
 
 def _words(job: Job, scores: list[dict[str, Any]], history: History) -> list[str]:
@@ -314,7 +334,7 @@ def opening(job: Job, resumed: bool) -> None:
     if recipe.workers is not None:
         rows.append(("workers", str(recipe.workers), why("workers")))
     job.screen.opening(rows)
-    job.screen.findings([(f.severity, f.what, f.fix or f.done) for f in loaded.findings])
+    job.screen.findings([finding.told() for finding in loaded.findings])
 
 
 def _step(job: Job) -> tuple[str, str, str]:

@@ -89,7 +89,7 @@ def pool(source: Source, split: Split | None = None) -> Pool:
     truth = None if any(column is None for column in truths) else _one(truths)
     names = [examples.ids for _, examples in given]
     ids = None if any(column is None for column in names) else _one(names)
-    drawn = split is not None and not split.how.startswith(("as ", "by "))
+    drawn = split is not None and not split.how.startswith("by ") and "as given" not in split.how
     return Pool(columns, truth, part, source.train, ids, source.target, drawn)
 
 
