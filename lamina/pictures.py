@@ -213,17 +213,19 @@ def _one_channel(mode: str) -> bool:
 
 def _brought(picture: Any, form: Form) -> np.ndarray:
     """An opened picture -> (H, W, C) uint8: decoded, of 8 bits, over white, resized, upright."""
-    from PIL import Image
-
     turn = _orientation(picture)
     size = (form.height, form.width) if turn in _SIDEWAYS else (form.width, form.height)
-    picture.draft("RGB", size)  # of a JPEG no more pixels are made than are asked for, or twice as many a side
+    if picture.size[0] >= 2 * size[0]:
+        picture.draft("RGB", size)  # of a JPEG no more pixels are made than are asked for, or twice as many a side
     plain = _eight_bits(picture)
     if plain.mode != "RGBA" or form.channels != 4:
         plain = _on_white(plain)
-    plain = plain.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    if turn in _TURNS:
-        plain = plain.transpose(getattr(Image.Transpose, _TURNS[turn]))
+    if plain.size != size or turn in _TURNS:
+        from PIL import Image
+
+        plain = plain.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+        if turn in _TURNS:
+            plain = plain.transpose(getattr(Image.Transpose, _TURNS[turn]))
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[form.channels]
     table = np.asarray(plain if plain.mode == mode else plain.convert(mode))
     return table[:, :, None] if table.ndim == 2 else table
@@ -235,11 +237,11 @@ _TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANS
 
 def _eight_bits(picture: Any) -> Any:
     """In mode L, RGB or RGBA."""
-    from PIL import Image
-
     if picture.mode in ("L", "RGB", "RGBA"):
         picture.load()
         return picture
+    from PIL import Image
+
     if picture.mode == "F" or picture.mode.startswith("I"):
         table = np.asarray(picture)
         low, high = table.min(), table.max()
@@ -253,12 +255,12 @@ def _eight_bits(picture: Any) -> Any:
 
 
 def _on_white(picture: Any) -> Any:
-    from PIL import Image
-
     if picture.mode in ("L", "RGB") and "transparency" in picture.info:  # one colour of a PNG is no colour
         picture = picture.convert("RGBA")
     if picture.mode != "RGBA":
         return picture
+    from PIL import Image
+
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
@@ -410,13 +412,13 @@ def _folder() -> Path | None:
 
 def _key(paths: Sequence[str], form: Form, grey: bool) -> str:
     """One name for the same files, unchanged, in the same form."""
-    digest = hashlib.sha256(repr((_VERSION, form, grey, MOST_PIXELS)).encode())
+    digest = hashlib.sha256(repr((_VERSION, form, grey, MOST_PIXELS, os.getcwd())).encode())
     for path in paths:
         try:
             facts = os.stat(path)
-            told = f"{os.path.abspath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}\0"
+            told = f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0"
         except OSError:
-            told = f"{os.path.abspath(path)}\0none\0"
+            told = f"{path}\0none\0"
         digest.update(os.fsencode(told))
     return digest.hexdigest()[:32]
 
