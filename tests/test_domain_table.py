@@ -317,11 +317,25 @@ def test_columns_of_other_parts_are_found_by_their_names():
         test=table(c=column("number")[:50], b=column("category")[:50]),
     )
     taken = domain.take(source)
-    assert taken.test.names == ["a", "b"] and list(taken.test.inputs[0]) == [None] * 50
+    assert taken.test.names == ["a", "b"] and np.isnan(taken.test.inputs[0]).all()
     assert list(taken.test.inputs[1]) == list(column("category")[:50])
     assert [finding.kind for finding in taken.findings] == ["missing_columns", "new_columns"]
     assert "'a'" in taken.findings[0].what and "'c'" in taken.findings[1].what
     assert source.findings == [] and source.test.names == ["c", "b"]  # the source itself stays
+
+
+def test_a_fitted_domain_takes_a_table_of_before_by_its_names():
+    domain = Table()
+    first = domain.take(Source("t", table(a=column("number"), b=column("category"))))
+    domain.fit(first.train.inputs, np.arange(N))
+    odd = words("1.5", "old", *[None] * 48)
+    taken = domain.take(Source("t", table(b=column("category")[:50], a=odd)))
+    assert (
+        taken.train.names == ["a", "b"]
+        and taken.train.inputs[0][0] == 1.5
+        and np.isnan(taken.train.inputs[0][1:]).all()
+    )
+    assert "'old'" in taken.findings[0].what
 
 
 def test_parts_of_the_same_columns_are_told_nothing_of():
@@ -333,13 +347,13 @@ def test_a_mapping_is_matched_by_name_and_a_tuple_by_place():
     domain = fitted(a=column("number"), b=column("category"))
     expected = encoded(domain, np.array([0.3]), words("red"))
     assert torch.equal(domain.encode({"b": words("red"), "a": [0.3]})[0], expected)
-    with pytest.warns(UserWarning, match="lacks the column 'b', taken as gaps"):
+    with pytest.warns(UserWarning, match="lacks 1 of 2 columns: 'b'"):
         domain.encode({"a": [0.3]})
-    with pytest.warns(UserWarning, match="has the column 'c', no input of this run"):
+    with pytest.warns(UserWarning, match="not used: 'c'. They are left out"):
         domain.encode({"b": words("red"), "a": [0.3], "c": [1]})
     with pytest.raises(DataError, match=r"1 columns(?s:.*)2 columns: a, b"):
         domain.encode((np.array([0.3]),))
-    with pytest.raises(DataError, match="none of the 2 columns"):
+    with pytest.raises(DataError, match="lacks 2 of 2 columns"):
         domain.encode({"z": [0.3]})
 
 

@@ -32,8 +32,7 @@ from lamina.errors import DataError, UsageError, near
 from lamina.findings import Finding
 from lamina.nets.tabular import UNKNOWN
 from lamina.recipe import Recipe
-from lamina.sources import Columns, Examples, Source
-from lamina.sources import open as open_source
+from lamina.sources import Examples, Source, tables
 from lamina.targets.base import Target
 
 KINDS = ("number", "boolean", "date", "category", "text")
@@ -70,6 +69,7 @@ class Table(Domain):
     # What was learned:
     own: bool = False  # for a net of yours
     features: list[str] | None = None  # the columns' names
+    letters: list[str] = field(default_factory=list)  # and how they were read: f numbers, b booleans, M dates, O words
     columns: list[dict[str, Any]] = field(default_factory=list)  # kind and reason of each, and its numbers or values
     rows: int = 0  # learned from
 
@@ -90,27 +90,20 @@ class Table(Domain):
         """The parts with the columns of the training rows (of a fitted domain, with its own), in their order."""
         if not self.columns:
             self.own, self.features = own_net, _titles(source.train)
+            self.letters = [np.asarray(column).dtype.kind for column in source.train.inputs]
         findings = list(source.findings)
         parts: dict[str, Examples] = {}
         for part in ("train", "valid", "test"):
             examples = getattr(source, part)
-            if examples is None:
-                continue
-            columns, missing, new = self._matched(examples.inputs, _titles(examples))
-            if missing or new:
-                findings += [_unlike("missing", missing, part)] * bool(missing) + [_unlike("new", new, part)] * bool(
-                    new
-                )
-            parts[part] = replace(examples, inputs=columns, names=list(self.features or []))
+            if examples is not None:
+                parts[part], told = self._matched(examples, f"{source.name}, the {part} rows,")
+                findings += told
         return replace(source, findings=findings, **parts)  # type: ignore[arg-type]
 
-    def _matched(self, inputs: Any, titles: Sequence[str]) -> tuple[tuple[Any, ...], list[str], list[str]]:
-        """(columns as in training, names of those that are missing, of those that are new)."""
-        wanted = self.features or list(titles)
-        place = {title: k for k, title in enumerate(titles)}
-        gaps = np.full(len(inputs[0]) if len(inputs) else 0, None, object)
-        columns = tuple(inputs[place[title]] if title in place else gaps for title in wanted)
-        return columns, [t for t in wanted if t not in place], [t for t in titles if t not in set(wanted)]
+    def _matched(self, examples: Examples, where: str) -> tuple[Examples, list[Finding]]:
+        """Examples with the columns of the training, found by their names; one that is missing is all gaps."""
+        examples = replace(examples, names=_titles(examples))
+        return tables.matched(examples, self.features or [], self.letters, where, missing="gap")
 
     def fit(self, inputs: Any, rows: np.ndarray) -> None:
         if self.scale not in ("none", "standard"):
@@ -121,6 +114,7 @@ class Table(Domain):
                 if title not in titles:
                     raise UsageError(f"There is no column {title!r} to be a {option}: {near(title, titles)}")
         self.features, self.rows = titles, len(rows)
+        self.letters = [np.asarray(column).dtype.kind for column in inputs]
         share = max(2, min(self.steps, STEPS // max(1, len(titles))))
         self.columns = [
             self._learn(title, np.asarray(column)[rows], share) for title, column in zip(titles, inputs, strict=True)
@@ -302,9 +296,12 @@ class Table(Domain):
         if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy") and not isinstance(inputs, Mapping):
             inputs = {str(title): inputs[title].to_numpy() for title in inputs.columns}
         if isinstance(inputs, Mapping):
-            titles = [str(title) for title in inputs]
-            inputs, missing, new = self._matched([np.asarray(column) for column in inputs.values()], titles)
-            self._tell(missing, new, "What was given")
+            given = tuple(np.asarray(column) for column in inputs.values())
+            found, told = self._matched(
+                Examples(given, None, "table", [str(title) for title in inputs]), "What was given"
+            )
+            _warn(told)
+            inputs = found.inputs
         if isinstance(inputs, np.ndarray) and inputs.ndim == 2:
             inputs = tuple(inputs.T)
         if not isinstance(inputs, (tuple, list)) or len(inputs) != len(self.features or []):
@@ -315,18 +312,6 @@ class Table(Domain):
                 fix="a tuple of them in this order, or a mapping from their names",
             )
         return tuple(np.asarray(column) for column in inputs)
-
-    def _tell(self, missing: list[str], new: list[str], where: str) -> None:
-        if missing and len(missing) == len(self.features or []):
-            raise DataError(
-                f"{where} has none of the {len(missing)} columns of this run.",
-                expected=f"the columns {', '.join(self.features or [])[:200]}, in any order",
-            )
-        for found, words in ((missing, "lacks {}, taken as gaps"), (new, "has {}, no input of this run: left out")):
-            if found:
-                listed = ", ".join(map(repr, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
-                columns = f"the column{'s' if len(found) > 1 else ''} {listed}"
-                warnings.warn(f"{where} {words.format(columns)}.", stacklevel=3)
 
     def prepare(self) -> nn.Module:
         return self._dense() if self.own else nn.Identity()
@@ -422,11 +407,9 @@ class Table(Domain):
 
     def open_inputs(self, path: str) -> tuple[Any, list[str]]:
         """A table to predict on; its columns are found by their names, what is missing or new is said."""
-        examples = open_source(path, columns=Columns(target=())).train
-        columns, missing, new = self._matched(examples.inputs, _titles(examples))
-        self._tell(missing, new, path)
-        ids = range(len(columns[0])) if examples.ids is None else examples.ids
-        return columns, [str(name) for name in ids]
+        columns, ids, told = tables.open_inputs(path, self.features or [], None, kinds=self.letters, missing="gap")
+        _warn(told)
+        return columns, ids
 
     def opinions(self, examples: Examples, target: Target, asked: Recipe) -> dict[str, tuple[Any, str]]:
         if asked.net not in (None, self.default_net):
@@ -500,20 +483,9 @@ def _titles(examples: Examples) -> list[str]:
     return examples.names or [f"column {k}" for k in range(len(examples.inputs))]
 
 
-def _unlike(what: str, titles: list[str], part: str) -> Finding:
-    """That a part has other columns than the training rows."""
-    listed = ", ".join(map(repr, titles[:_SHOWN])) + (", ..." if len(titles) > _SHOWN else "")
-    words = {"missing": "lack", "new": "have"}[what]
-    return Finding(
-        f"{what}_columns",
-        "warning",
-        f"The {part} rows {words} {len(titles):,} column{'s' if len(titles) > 1 else ''} that the training rows "
-        f"{'have' if what == 'missing' else 'lack'}: {listed}.",
-        len(titles),
-        titles,
-        "taken as gaps" if what == "missing" else "left out",
-        "columns are found by their names: give them those of training",
-    )
+def _warn(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        warnings.warn(f"{finding.what} {finding.done[:1].upper()}{finding.done[1:]}.", stacklevel=4)
 
 
 def _alone(values: int, count: int, kind: str) -> tuple[str, str]:
