@@ -31,6 +31,7 @@ WIDTH = 9.2  # inches: as wide as the page, where an inch is 96 pixels
 DPI = 144  # pixels an inch: sharp on a fine screen, where a page has 96
 PICTURE = "picture"  # the gid of an example's own picture, whose colours are no words of ours
 
+ACROSS = 8  # pictures in a row of a gallery
 CELLS_WRITTEN = 20  # classes up to which the confusion matrix has its counts written in
 NAMES_SHOWN = 40  # labels along an axis; of more, every k-th
 POINTS_MOST = 5000  # beyond it a scatter is a cloud: counts in hexagons
@@ -263,13 +264,37 @@ def samples(pictures: np.ndarray, truths: Sequence, predictions: Sequence | None
     return _gallery(list(pictures[:most]), captions)
 
 
+def clusters(pictures: np.ndarray, shown: Sequence[tuple[str, int]]) -> Figure:
+    """The most typical examples of each cluster, a row each: pictures (n, C, H, W), and whose they are by name and number."""
+    order: list[tuple[np.ndarray | None, list[tuple[str, str]]]] = []
+    for name in dict.fromkeys(name for name, _ in shown):
+        own = [(pictures[k], row) for k, (other, row) in enumerate(shown) if other == name][:ACROSS]
+        order += [(picture, [(f"cluster {name}" if not k else "", INK), (f"no. {row}", MUTED)])
+                  for k, (picture, row) in enumerate(own)]  # fmt: skip
+        order += [(None, [])] * (ACROSS - len(own))
+    return _gallery([picture for picture, _ in order], [caption for _, caption in order])
+
+
+def stability(tried: Sequence[dict], chosen: int) -> Figure:
+    """How stable each number of clusters is: entries of "clusters" and "stability", and the number that was taken."""
+    figure = _figure(WIDTH / 2, 3.0)
+    axis = figure.subplots()
+    x, y = ([entry[key] for entry in tried] for key in ("clusters", "stability"))
+    axis.plot(x, y, "o-", color=BLUE, lw=1.8, ms=4)
+    axis.plot([chosen], [y[x.index(chosen)]], "o", color=ORANGE, ms=9, mfc="none", mew=2, label=f"taken: {chosen}")
+    axis.set_ylim(min(0, *y), 1.04)
+    _style(axis, "How many clusters", "clusters", "adjusted Rand index")
+    axis.legend(frameon=False, fontsize=SMALL, labelcolor=MUTED, loc="lower left", borderpad=0)
+    return figure
+
+
 def _sure(row: dict) -> str:
     return "" if row.get("confidence") is None else f" · {math.floor(100 * row['confidence'])} %"
 
 
-def _gallery(pictures: Sequence[np.ndarray], captions: Sequence[Sequence[tuple[str, str]]]) -> Figure:
-    """Pictures (C, H, W) in rows of eight, each over its caption: lines of (words, colour)."""
-    across = 8
+def _gallery(pictures: Sequence[np.ndarray | None], captions: Sequence[Sequence[tuple[str, str]]]) -> Figure:
+    """Pictures (C, H, W) in rows of eight, each over its caption: lines of (words, colour). None: a place is left empty."""
+    across = ACROSS
     down = max(1, math.ceil(len(pictures) / across))
     lines = max((len(caption) for caption in captions), default=0)
     cell, side, line = WIDTH / across, 0.92 * WIDTH / across, 0.155  # inches
@@ -278,6 +303,8 @@ def _gallery(pictures: Sequence[np.ndarray], captions: Sequence[Sequence[tuple[s
     axis = figure.add_axes((0, 0, 1, 1))  # one, in inches: an axis a picture would take most of the time
     axis.set_axis_off()
     for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        if picture is None:
+            continue
         left, top = k % across * cell, height * (down - k // across)
         shown = _shown(picture)
         high, wide = (side * edge / max(shown.shape[:2]) for edge in shown.shape[:2])

@@ -32,6 +32,8 @@ CAPTIONS = {
     "histogram": "How sure the net was where it was right, and where it was wrong.",
     "mistakes": "What the net was surest of, and wrong: what it said, how sure it was, what is true.",
     "samples": "Held-out examples: the truth, and what the net said.",
+    "clusters": "The most typical held-out examples of each cluster, nearest to its centre first.",
+    "stability": "How alike clusterings of resamples are, by the number of clusters: 1 is the same every time.",
     "scatter": "Every held-out example. On the dashed line the net is exactly right.",
 }
 
@@ -64,6 +66,7 @@ def page(facts: Mapping[str, Any], figures: Mapping[str, Painted] | None = None)
         confused=facts.get("confused") or (),
         calibration=_calibration(facts.get("calibration") or {}),
         mistakes=facts.get("mistakes") or (),
+        clusters=facts.get("clusters") or (),
         commands=facts.get("commands") or (),
         figures={key: _picture(painted, key) for key, painted in (figures or {}).items()},
         known=CAPTIONS,

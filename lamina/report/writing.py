@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lamina import data, evaluate, files
-from lamina.report import figures, page
+from lamina.report import figures, groups, page
 from lamina.report.painting import paint
 from lamina.run import Run, held_out, read_json
 
@@ -35,6 +35,8 @@ def write(folder: Path, loaded: data.Data, facts: dict[str, Any]) -> None:
         _classes(loaded, facts, drawn, truth, answers, numbers)
     if answers is not None and loaded.target.name == "numbers":
         drawn["scatter"] = figures.scatter(truth, answers.prediction)
+    if answers is not None and loaded.target.name == "clusters":
+        _clusters(loaded, facts, drawn, answers, np.asarray(numbers))
     painted = {name: paint(figure) for name, figure in drawn.items()}
     files.folder(folder / "figures")
     for name, picture in painted.items():
@@ -63,6 +65,19 @@ def again(run: Run) -> None:
     part = next(name for name in ("test", "valid", "train") if name in loaded.parts)
     truth, answers, numbers = held_out(run.net, loaded, part)
     write(run.folder, loaded, {**facts, "truth": truth, "answers": answers, "numbers": numbers})
+
+
+def _clusters(
+    loaded: data.Data, facts: dict[str, Any], drawn: dict[str, Any], answers: Any, numbers: np.ndarray
+) -> None:
+    facts["clusters"] = groups.describe(loaded, answers, numbers)
+    encoded = next(loaded.parts[part][0] for part in ("test", "valid", "train") if part in loaded.parts)
+    shown = [(group["name"], row) for group in facts["clusters"] for row in group["typical"]]
+    pictures = loaded.domain.pictures(encoded.inputs, np.array([row for _, row in shown], dtype=np.int64))
+    if pictures is not None:
+        drawn["clusters"] = figures.clusters(pictures, shown)
+    if tried := loaded.target.state()["tried"]:
+        drawn["stability"] = figures.stability(tried, len(loaded.target.labels))
 
 
 def _classes(
