@@ -43,6 +43,7 @@ class Data:
     parts: dict[str, tuple[Encoded, np.ndarray | None]]
     split: splits.Split | None = None  # rows of the pooled table; None where parts are separate
     findings: list[findings.Finding] = field(default_factory=list)
+    more: tuple[Encoded, np.ndarray] | None = None  # to learn from in the place of "train": with examples that were told
 
     @property
     def aside(self) -> SetAside | None:
@@ -370,7 +371,7 @@ def examine(recipe: Recipe, source: Source) -> tuple[Domain, Target, dict[str, s
         if not any(finding.severity == "error" for finding in found) and isinstance(inputs, tuple):
             kind.fit(inputs, given["train"])
             if truth is not None:
-                answer.fit(truth[given["train"]], **({"names": named} if named else {}))
+                answer.fit(truth[given["train"]], own_net=False, **({"names": named} if named else {}))
             found = _with_learned(found, kind, answer)
         return kind, answer, why, findings.worst_first(found)
 

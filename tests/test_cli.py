@@ -480,9 +480,14 @@ def test_compare_two_runs(own, piped, place, main):
 
 def test_check_tells_what_is_wrong(main):
     done = main("check", "iris")
-    assert done.code == 0 and "150 examples" in done.out and "warning: " in done.out
+    assert done.code == 0 and "150 examples" in done.out and "warning  " in done.out
+    assert done.out.endswith("1 warning. Training would go on.\n")
     done = main("check", "one_class.npz")
-    assert done.code == 3 and "error: " in done.out
+    assert done.code == 3 and "error  " in done.out and done.out.endswith("Training would be refused.\n")
+    done = main("check", "iris", "--json")
+    found = json.loads(done.out)
+    assert (found["domain"], found["task"]) == ("arrays", "classes")
+    assert [(finding["kind"], finding["examples"]) for finding in found["findings"]] == [("duplicates", [[101, 142]])]
 
 
 def test_checkpoints_are_listed_and_verified(piped, place, main):

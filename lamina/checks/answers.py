@@ -95,7 +95,8 @@ def _classes(table: Pool, truth: np.ndarray, present: np.ndarray) -> Iterator[Fi
         yield Finding(
             "rare_classes",
             "warning",
-            f"{len(few)} classes have fewer than {FEW} examples and cannot be in every part: {listing(listed)}.",
+            f"{'1 class has' if len(few) == 1 else f'{len(few):,} classes have'} fewer than {FEW} examples and cannot be in "
+            f"every part: {listing(listed)}.",
             len(few),
             listed[:SHOWN],
             "kept",

@@ -1,7 +1,8 @@
 """Examples that are there more than once: which, on which side of the split, and with which answers.
 
 In: a `Pool`. Out: `Copies`, from which the split keeps together what is equal, and findings. Equal are arrays, pictures and
-rows of a table byte by byte (of a table without the columns that only name a row), and texts whatever their spaces, signs
+rows of a table byte by byte (of a table without columns that only name a row, if the others are enough to know one again), and
+texts whatever their spaces, signs
 and capitals. Near copies are those of `near`.
 """
 
@@ -21,6 +22,7 @@ from lamina.findings import Finding
 from lamina.splits import PARTS
 
 CHAIN = 0.05  # of all examples that may hang together by near copies: above it they are made after one template
+CHANCE = 0.01  # pairs an example that may be equal by chance, beside columns that name the rows
 _WORDS = 1 << 16  # words of 8 bytes worked on together: so few that they stay in the processor's cache
 
 
@@ -80,11 +82,26 @@ def find(table: Pool) -> Copies:
 def _comparable(table: Pool) -> list[np.ndarray]:
     """The columns by which examples are equal, as arrays that can be hashed."""
     if table.kind == "texts":
-        keys: dict[str, int] = {}
-        return [np.array([keys.setdefault(plain(text), len(keys)) for text in table.columns[0]], np.int64)]
+        keys: dict[object, int] = {}
+        words = (plain(text) or place for place, text in enumerate(table.columns[0]))  # a blank one is like no other
+        return [np.array([keys.setdefault(key, len(keys)) for key in words], np.int64)]
     if table.kind != "table":
         return [column for column in table.columns if column.dtype.kind != "O"]
-    return [codes(column) for column in table.columns if not is_identifier(column)]
+    coded = [codes(column) for column in table.columns]
+    names = [is_identifier(column) for column in table.columns]
+    if not any(names):
+        return coded
+    rest = [column for column, name in zip(coded, names, strict=True) if not name]
+    return rest if _by_chance(rest) < CHANCE * len(coded[0]) else coded
+
+
+def _by_chance(columns: list[np.ndarray]) -> float:
+    """How many pairs of rows would be equal if columns had nothing to do with each other."""
+    if not columns:
+        return float("inf")
+    n = len(columns[0])
+    shares = [np.unique(column, return_counts=True)[1] / n for column in columns]
+    return n * n / 2 * float(np.prod([(share**2).sum() for share in shares]))
 
 
 def plain(text: object) -> str:
@@ -140,7 +157,7 @@ def findings(table: Pool, copies: Copies, task: str | None, kept_together: bool)
         yield Finding(
             "duplicates",
             "warning",
-            f"{len(again):,} of {-(-len(first) // table.step):,} {_things(table)} of an earlier one: "
+            f"{len(again):,} of {-(-len(first) // table.step):,} {_things(table, len(again))} of an earlier one: "
             f"{_pairs(table, np.stack([first[again], again], 1))}.",
             len(again),
             _listed(table, np.stack([first[again], again], 1)),
@@ -154,8 +171,9 @@ def findings(table: Pool, copies: Copies, task: str | None, kept_together: bool)
         yield from _near(table, copies, done)
 
 
-def _things(table: Pool) -> str:
-    return "texts have the words" if table.kind == "texts" else "examples have the inputs"
+def _things(table: Pool, count: int) -> str:
+    have = "has" if count == 1 else "have"
+    return f"texts {have} the words" if table.kind == "texts" else f"examples {have} the inputs"
 
 
 def _leak(table: Pool, first: np.ndarray) -> Iterator[Finding]:
@@ -211,14 +229,15 @@ def _near(table: Pool, copies: Copies, done: str) -> Iterator[Finding]:
     pairs, thing = copies.near, "texts" if table.kind == "texts" else "pictures"
     together = done if not copies.template else "kept"
     template = f" {copies.template:,} of them hang together, as if made after one template." if copies.template else ""
-    said = _pairs(table, pairs)
+    said, count = _pairs(table, pairs), len(np.unique(pairs[:, 1]))
     if table.kind == "texts":
         said += f", such as {shortened(str(table.columns[0][pairs[0, 0]]))!r}"
     yield Finding(
         "near_duplicates",
         "warning" if not copies.template else "note",
-        f"{len(np.unique(pairs[:, 1])):,} {thing} are nearly the same as an earlier one: {said}.{template}",
-        len(np.unique(pairs[:, 1])),
+        f"{count:,} of {len(table.part):,} {thing} {'is' if count == 1 else 'are'} nearly the same as an earlier one: "
+        f"{said}.{template}",
+        count,
         _listed(table, pairs),
         together,
         "look at them; leave out what is a copy",

@@ -55,7 +55,7 @@ def giveaways(table: Pool, task: str | None) -> Iterator[Finding]:
     numbers: list[tuple[str, np.ndarray]] = []
     for name, column in found:
         values = column[rows]
-        if how := _tells(values, answers, tell):
+        if (how := _tells(values, answers, tell)) is not None:
             told.append((name, how))
         elif values.dtype.kind in "fiub":
             numbers.append((name, values.astype(np.float64)))

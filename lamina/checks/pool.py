@@ -53,8 +53,10 @@ class Pool:
         return max(1, -(-size // min(MOST_BYTES, (mapped.most() or 4 * MOST_BYTES) // 4)))
 
     def name(self, row: int) -> str:
-        """What a person calls an example: "row 7 (test)", "cat/3.jpg"."""
+        """What a person calls an example: "row 7 (test)", "line 9", "cat/3.jpg"."""
         called = f"row {row}" if self.ids is None else shortened(str(self.ids[row]))
+        if called.isdecimal():
+            called = f"line {called}"
         return called + (f" ({PARTS[self.part[row]]})" if self.held_out.any() else "")
 
     def names(self, rows: Any, most: int = 5) -> str:
