@@ -189,6 +189,12 @@ def writing(n=60, side=48, channels=1, labels=None):
     return Examples((x,), np.arange(n) % 2, "pictures", labels=labels)
 
 
+def named(examples, names):
+    """As folders give them: the answers are the names."""
+    examples.truth = np.array(names)[examples.truth]
+    return examples
+
+
 @pytest.mark.parametrize(
     ("examples", "target", "mirrored"),
     [
@@ -196,6 +202,8 @@ def writing(n=60, side=48, channels=1, labels=None):
         (photographs(channels=1), Classes(), True),
         (photographs(labels=None), Classes(), True),
         (photographs(labels="01"), Classes(), False),  # house numbers
+        (named(photographs(labels=None), ["a", "b"]), Classes(), False),
+        (named(photographs(labels=None), ["cat", "dog"]), Classes(), True),
         (writing(), Classes(), False),
         (writing(labels=["one", "two"]), Classes(), False),
         (photographs(), Numbers(), False),

@@ -200,8 +200,10 @@ class Image(Domain):
         plain = f"shift={max(1, round(side / 14))},rotate=10,scale=0.1"
         if target.name == "numbers":
             return f"shift={max(1, round(side / 14))}", "a number may depend on size, direction and light"
-        letters = examples.labels is not None and all(len(str(label)) == 1 for label in examples.labels)
-        if letters:
+        called: Any = examples.labels
+        if called is None and examples.truth is not None and examples.truth.dtype.kind in "UO":
+            called = np.unique(examples.truth.astype(str))
+        if called is not None and all(len(str(label)) == 1 for label in called):
             return plain, "no mirror: the classes are letters or digits"
         if shape[0] == 1 and not _of_middle_greys(examples.inputs[0]):
             return plain, "no mirror: black on white, or white on black, as writing is"
