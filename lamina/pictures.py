@@ -128,16 +128,18 @@ def choose(seen: Look, count: int, size: int = 0) -> tuple[Form, str]:
     if one:
         about = f"all are {width}x{height}"
     else:
-        about = f"{width}x{height} in the middle, {widths.min()}x{heights.min()} to {widths.max()}x{heights.max()}"
+        about = (
+            f"they are {width}x{height} in the median, {widths.min()}x{heights.min()} to {widths.max()}x{heights.max()}"
+        )
     if size:
         side, why = float(size), "asked for"
     elif one and max(width, height) <= KEPT:
         return Form(channels, height, width), about
     else:
         side = next(side for most, side in SIDES if count <= most)
-        why = f"{count:,} pictures"
+        why = f"a size to go through {count:,} of them often"
         if area < side:
-            side, why = 8.0 * max(1, round(area / 8)), "no larger than they are"
+            side, why = 8.0 * max(1, round(area / 8)), "about as large as they are"
     if alike and not 0.98 < shapes[0] < 1.02:
         stretch = math.sqrt(float(shapes[0]))
         return Form(channels, max(1, round(side / stretch)), max(1, round(side * stretch))), f"{about}; {why}"

@@ -31,7 +31,7 @@ from lamina.domains.arrays import (
     spread,
 )
 from lamina.domains.base import Domain
-from lamina.errors import DataError, UsageError, near, rows
+from lamina.errors import DataError, Unusable, UsageError, near, rows
 from lamina.findings import Finding
 from lamina.nets import resnet
 from lamina.recipe import Recipe
@@ -134,7 +134,7 @@ class Image(Domain):
         if decoded.bad:
             count = len(decoded.bad) + len(decoded.rows)
             listed = [f"{ids[row]} ({why})" for row, why in decoded.bad.items()]
-            what = f"{len(listed):,} of {count:,} pictures{where} cannot be read: {_listed(listed)}."
+            what = f"{len(listed):,} of {_pictures(count)}{where} cannot be read: {_listed(listed)}."
             if len(listed) > self.unreadable * count:
                 raise DataError(
                     what,
@@ -149,7 +149,7 @@ class Image(Domain):
             )  # fmt: skip
         if decoded.tiny:
             listed = [f"{ids[row]} ({size})" for row, size in decoded.tiny.items()]
-            what = f"Of {len(listed):,} pictures{where} a side is below {pictures.TINY} pixels: {_listed(listed)}."
+            what = f"{_pictures(len(listed))}{where} of less than {pictures.TINY} pixels a side: {_listed(listed)}."
             found.append(Finding("tiny_pictures", "warning", what, len(listed), listed[:_SHOWN],
                                  f"enlarged to {decoded.column.shape[3]}x{decoded.column.shape[2]}",
                                  "delete them, unless they are meant"))  # fmt: skip
@@ -359,10 +359,9 @@ class Image(Domain):
                     f"{len(listed)} of {len(paths)} could not be read as pictures: {_listed(listed)}.",
                     expected=_EXPECTED,
                 )
-            warnings.warn(
-                f"{len(listed)} of {len(paths)} pictures cannot be read and have no prediction: {_listed(listed)}",
-                stacklevel=2,
-            )
+            what = f"{len(listed)} of {len(paths)} pictures cannot be read and have no prediction: {_listed(listed)}"
+            broken = {row: (named[row], f"cannot be read: {why}") for row, why in decoded.bad.items()}
+            warnings.warn(Unusable(what, broken), stacklevel=2)
         return decoded.column, decoded.rows
 
     def change(self, recipe: Recipe) -> Change:
@@ -391,6 +390,10 @@ def _of_middle_greys(column: Any) -> bool:
 
 
 _EXPECTED = f"a picture ({', '.join(pictures.FORMATS)})"
+
+
+def _pictures(count: int) -> str:
+    return f"{count:,} picture{'s' if count != 1 else ''}"
 
 
 def _listed(entries: list[str]) -> str:
@@ -432,7 +435,7 @@ def _size(decoded: pictures.Decoded, form: pictures.Form, why: str) -> Finding:
         kept = f"not kept for later runs: {decoded.note or 'LAMINA_CACHE is off'}"
     else:
         kept = f"{'found again in' if decoded.reused else 'kept in'} {decoded.place} ({max(1, bytes_ >> 20):,} MiB)"
-    return Finding("picture_size", "note", f"The pictures are learned from in {shape}: {why}.", count, [], kept,
+    return Finding("picture_size", "note", f"The pictures are learned from in {shape} pixels: {why}.", count, [], kept,
                    "another size: --domain-arg size=128; another cache: LAMINA_CACHE=FOLDER")  # fmt: skip
 
 
