@@ -28,6 +28,7 @@ from typing import IO, Any
 from lamina import files
 from lamina.errors import DataError, LaminaError, ResourceError, UsageError
 
+MANY = 2_000_000  # files and folders of a data set
 SLACK = 16 << 20  # bytes: so much comes out of any archive, however small it is
 _PIECE = 1 << 20  # bytes at a time
 _HEADER = 1 << 20  # bytes: the longest header of a tar
@@ -149,10 +150,26 @@ def _entries(archive: Path, most: int, most_files: int) -> Iterator[tuple[str, b
             pass  # to the end, where a checksum may stand
 
 
-def plain(path: Path, name: str, begin: bytes) -> bytes:
+def head(path: Path, size: int) -> bytes:
+    """The first bytes of what comes out of a file that is packed by itself; b"" where it is damaged there."""
+    try:
+        with (_reader(path) or open)(path, "rb") as packed:
+            return packed.read(size)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error):
+        return b""
+
+
+def _reader(path: Path) -> Any:
+    """What unpacks a file that is packed by itself; None where it is not."""
+    with open(path, "rb") as file:
+        begin = file.read(6)
+    return next((reader for magic, reader in _READERS.items() if begin.startswith(magic)), None)
+
+
+def plain(path: Path, name: str) -> bytes:
     """The bytes of a file; of one that is packed by itself (.gz, .bz2, .xz) those that come out, which may be 200 times as
     many as it has, after the first 16 MiB."""
-    reader = next((reader for magic, reader in _READERS.items() if begin.startswith(magic)), None)
+    reader = _reader(path)
     if reader is None:
         return path.read_bytes()
     most = SLACK + 200 * path.stat().st_size

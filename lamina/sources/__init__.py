@@ -8,7 +8,9 @@ Called by the domains (`read`), and through them by `train`, `evaluate` and the 
     idx       the IDX files of MNIST and its kin
     samples   digits, iris, wine, breast_cancer, diabetes: small sets that come with scikit-learn
     mnist     found on the disk, or downloaded and verified
-    tables    CSV and its kin (read by `delimited`), Parquet, JSON lines, Excel; data frames, dicts of columns
+    places    paths: files, patterns, archives; and in them
+    folders   folders of pictures, texts and tables
+    tables    tables, from files (`delimited`, `formats`) or Python, and which of their columns (`cells`) is what
 
 Nothing is opened by pickle. What is unreadable, not finite or contradictory is refused here, with its rows.
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +43,7 @@ class Columns:
     ignore: tuple[str, ...] = ()  # not to be looked at
     groups: str | None = None  # who belongs together
     times: str | None = None  # when
-    split: str | None = None  # says train, valid or test of each row
+    split: str | None = None  # says train, valid or test of each row; "" for none, None to infer it
 
 
 @dataclass
@@ -121,26 +123,43 @@ def open(
     columns, asked = columns or Columns(), delimited.reading(options)
     opened = _open(source, data_dir, columns, asked)
     for part, given in (("valid", valid), ("test", test)):
-        if given is not None:
-            same = replace(columns, target=opened.target if opened.target else columns.target, split=None)
-            other = _open(given, data_dir, same, replace(asked, kinds=_kinds(opened)))
-            examples = getattr(other, part)
-            if examples is None:
-                examples = other.train
-            if opened.train.kind == "dataset" and is_items(given):
-                examples = Examples(given, kind="dataset")  # beside a Dataset its likes stay whole
-            opened.findings += other.findings
-            setattr(opened, part, examples)
-            if other.reopen is None:
-                opened.reopen = None
+        if given is None:
+            continue
+        if opened.train.kind == "dataset" and is_items(given):
+            _open(given, data_dir, columns, asked)  # which says what is wrong with it
+            setattr(opened, part, Examples(given, kind="dataset"))  # beside a Dataset its likes stay whole
+            opened.reopen = None
+        else:
+            place_part(opened, part, lambda c, a, given=given: _open(given, data_dir, c, a), columns, asked)  # type: ignore[misc]
     for part, title in (("valid", "validation"), ("test", "test")):
         examples = getattr(opened, part)
-        if examples is not None and examples.kind == opened.train.kind == "table":
-            examples = _matched(opened, examples, f"The {title} table")
-            setattr(opened, part, examples)
         if examples is not None:
             _agree(opened.train, examples, title)
     return opened
+
+
+def place_part(
+    opened: Source, part: str, read: Callable[[Columns, Reading], Source], columns: Columns, asked: Any
+) -> None:
+    """Validation or test examples, read as those of `opened` were, into it: their own part where they have such, else all
+    they have. The columns of tables are matched by name, and are as in training."""
+    from lamina.sources import tables
+
+    same = replace(columns, target=opened.target if opened.target else columns.target, split="")
+    kinds = _kinds(opened)
+    other = read(same, replace(asked, kinds=kinds))
+    examples = getattr(other, part)
+    if examples is None:
+        examples = other.train
+    opened.findings += other.findings
+    train = opened.train
+    if examples.kind == train.kind == "table":
+        wanted = [kinds[name] for name in train.names or ()]
+        examples, told = tables.matched(examples, train.names or [], wanted, other.name)
+        opened.findings += told
+    setattr(opened, part, examples)
+    if other.reopen is None:
+        opened.reopen = None
 
 
 def named(source: Any) -> str | None:
@@ -171,15 +190,15 @@ def describe(examples: Examples) -> str:
 
 
 def _open(source: Any, data_dir: str | Path | None, columns: Columns, asked: Reading) -> Source:
-    from lamina.sources import arrays, places, tables
+    from lamina.sources import arrays, formats, places, tables
 
     name = named(source)
     if name is not None and name not in SAMPLES:
         opened = places.read(name, columns, asked)
-    elif tables.is_table(source):
+    elif formats.is_table(source):
         asked.only(("missing", "text"), "a table in memory")
-        opened = tables.source(tables.given(source), columns, asked)
-    elif isinstance(source, tuple) and len(source) == 2 and tables.is_table(source[0]):
+        opened = tables.source(formats.given(source), columns, asked)
+    elif isinstance(source, tuple) and len(source) == 2 and formats.is_table(source[0]):
         opened = tables.source_with_answers(*source, columns, asked)
     else:
         if name == "mnist":
@@ -223,18 +242,6 @@ def near_misses(path: Path) -> str:
     if len(beside) > 12:
         beside = difflib.get_close_matches(path.name, beside, n=12)
     return near(path.name, [*SAMPLES, *beside])
-
-
-def _matched(opened: Source, other: Examples, where: str) -> Examples:
-    """A validation or test table with the columns of the training table, as those are."""
-    from lamina.sources import tables
-
-    kinds = _kinds(opened)
-    found, told = tables.matched(
-        other, opened.train.names or [], [kinds[name] for name in opened.train.names or ()], where
-    )
-    opened.findings += told
-    return found
 
 
 def _kinds(opened: Source) -> dict[str, str]:

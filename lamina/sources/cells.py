@@ -1,0 +1,272 @@
+"""Columns of tables, cell by cell: numbers, words, booleans, dates and gaps.
+
+In: a column of pyarrow as a file or Python gave it. Out: one of numpy, as `Examples` of kind "table" hold it: numbers as
+float64 with NaN for a gap, booleans, dates, and texts as objects with None for a gap; with the words that stand for gaps,
+and the odd cells among numbers, counted. Called by `lamina.sources.tables`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lamina.errors import DataError
+from lamina.findings import Finding
+from lamina.sources.delimited import NUMBER, Reading, Table
+from lamina.sources.formats import as_word
+
+_GAPS = {"", "na", "n/a", "nan", "null", "none", "?", "-", "<na>", "#n/a"}
+_OVER = {"inf", "+inf", "-inf", "infinity", "-infinity", "+infinity"}
+_WORDS_TOO = {"none", "-"}  # that may be the name of a class
+_NUMERIC = 0.8  # share of numbers above which the other cells of a column are gaps
+_MIXED = 0.5  # and above which it is told that it is taken as words
+_NUMBER = re.compile(NUMBER)
+_CODE = re.compile(r"0\d+")
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")  # 1,234,567.8
+_MONEY = re.compile(rf"[$€£¥]\s*({NUMBER}|{_GROUPED.pattern})|({NUMBER}|{_GROUPED.pattern})\s*[%€]")
+
+
+@dataclass
+class Column:
+    """A column of a table as examples hold it, and what was found in it."""
+
+    values: np.ndarray  # (N,)
+    markers: dict[str, int]  # words that stand for gaps -> how often
+    odd: dict[str, int]  # cells that are no numbers among numbers -> how often
+    share: float = 1.0  # of numbers among its cells that are no gaps; below 1 it is one of words, and `odd` are no gaps
+
+
+def column(values: Any, asked: Reading, name: str, decimal: str = ".", *, answers: bool = False) -> Column:
+    """A column of pyarrow -> one of numpy, as `Examples` says; its gaps and odd cells counted.
+
+    answers: of the target, whose odd cells may be classes, and whose words for a gap may be names."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import types
+
+    kind = values.type
+    if types.is_dictionary(kind):
+        values = pc.cast(values, kind.value_type)
+        kind = values.type
+    if types.is_null(kind):
+        return Column(np.full(len(values), np.nan), {}, {})
+    if types.is_boolean(kind):
+        if not values.null_count:
+            return Column(values.to_numpy(), {}, {})
+        return Column(np.array([None if v is None else str(v) for v in values.to_pylist()], object), {}, {})
+    if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+        if name in asked.text:
+            values = pc.cast(values, pa.string())
+        else:
+            if answers and types.is_integer(kind) and not values.null_count:
+                return Column(values.to_numpy(), {}, {})
+            number = np.array(pc.cast(values, pa.float64(), safe=False).to_numpy(), np.float64)
+            return _finite(number, values, asked.missing)
+    elif types.is_date(kind) or types.is_timestamp(kind):
+        return Column(_dates(values), {}, {})
+    elif types.is_duration(kind):
+        seconds = values.cast(pa.duration("us"), safe=False).cast(pa.int64()).to_numpy().astype(np.float64) / 1e6
+        return Column(seconds, {}, {})
+    elif not (types.is_string(kind) or types.is_large_string(kind)):
+        if types.is_binary(kind) or types.is_large_binary(kind):
+            raise DataError(f"The column {name!r} holds bytes ({kind}).", expected="numbers, words or dates",
+                            fix=f"--ignore {name}")  # fmt: skip
+        values = pa.chunked_array([pa.array([as_word(v) for v in values.to_pylist()], pa.string())])
+    return _words(values, asked, name, decimal, answers)
+
+
+def _finite(number: np.ndarray, values: Any, missing: tuple[str, ...]) -> Column:
+    """Numbers with NaN for gaps and for what is not finite; that which was not just empty is counted."""
+    wrong = ~np.isfinite(number)
+    markers: dict[str, int] = {}
+    if wrong.any():
+        infinite = np.isinf(number)
+        for word, count in (("inf", int(infinite.sum())),
+                            ("NaN", int(wrong.sum() - infinite.sum()) - values.null_count)):  # fmt: skip
+            if count > 0:
+                markers[word] = count
+        number[infinite] = np.nan
+    for word in missing:
+        if _NUMBER.fullmatch(word):
+            number[number == float(word)] = np.nan
+    return Column(number, markers, {})
+
+
+def _dates(values: Any) -> np.ndarray:
+    """datetime64 in days or microseconds; a zone is taken off (UTC)."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_date32(values.type):
+        return values.to_numpy().astype("datetime64[D]")
+    return values.cast(pa.timestamp("us"), safe=False).to_numpy().astype("datetime64[us]")
+
+
+def _words(values: Any, asked: Reading, name: str, decimal: str, answers: bool) -> Column:
+    """A column of texts: numbers after all, or words with None for a gap. Looked at by its different values."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if len(values) and values.nbytes > (1 << 31) - 1:
+        values = values.cast(pa.large_string())
+    coded = pc.dictionary_encode(values.combine_chunks())
+    if isinstance(coded, pa.ChunkedArray):
+        coded = coded.combine_chunks()
+    places = pc.fill_null(coded.indices, len(coded.dictionary)).to_numpy(zero_copy_only=False)
+    different = [word.strip() for word in coded.dictionary.to_pylist()]
+    counts = np.bincount(places, minlength=len(different) + 1)[:-1]
+    gaps = {word.casefold() for word in asked.missing} | _GAPS
+    keep, kind = name in asked.text, asked.kinds.get(name)
+    own = {word.casefold() for word in asked.missing} | {""}
+    is_gap = np.array([word.casefold() in (own if keep else gaps) for word in different], bool)
+    if answers and not keep:  # "None" may be a class: it is where it is no rarity
+        for k, word in enumerate(different):
+            if is_gap[k] and word.casefold() in _WORDS_TOO - own and counts[k] > 0.02 * max(1, counts.sum()):
+                is_gap[k] = False
+    markers = {different[k]: int(counts[k]) for k in np.flatnonzero(is_gap) if different[k]}
+    numbers = None if keep or kind == "O" else _numbers(different, is_gap, counts, decimal)
+    if numbers is not None:
+        read, share, odd = numbers
+        few = len(different) - len(odd) - int(is_gap.sum()) <= 20
+        if share == 1.0 or kind == "f" or (share >= _NUMERIC and not (answers and few)):
+            over = {word: n for word, n in odd.items() if word.casefold() in _OVER or _NUMBER.fullmatch(word)}
+            out = np.append(read, np.nan)[places]
+            return Column(out, markers | over, {word: n for word, n in odd.items() if word not in over})
+    else:
+        share, odd = 0.0, {}
+    objects = np.empty(len(different) + 1, object)
+    objects[:-1] = [None if gap else word for word, gap in zip(different, is_gap, strict=True)]
+    return Column(objects[places], markers, odd, share)
+
+
+def _numbers(
+    different: list[str], is_gap: np.ndarray, counts: np.ndarray, decimal: str
+) -> tuple[np.ndarray, float, dict[str, int]] | None:
+    """The different values as numbers, NaN for those that are none; the share of numbers; and the others, counted. None where
+    there are hardly any."""
+    words = [(k, word) for k, word in enumerate(different) if not is_gap[k]]
+    if not any(_number(word, decimal) is not None or _undressed(word) is not None for _, word in words[:1000]):
+        return None
+    if any(_CODE.fullmatch(word) for _, word in words) and all(word.isdecimal() for _, word in words):
+        return None  # 007 is no number
+    read = np.full(len(different), np.nan)
+    odd: dict[str, int] = {}
+    told = 0
+    for k, word in words:
+        number = _number(word, decimal)
+        finite = number is not None and abs(number) < float("inf")
+        if finite:
+            read[k] = number
+        else:
+            odd[word] = int(counts[k])
+            told += 0 if word.casefold() in _OVER or number is not None else int(counts[k])
+    total = int(sum(counts[k] for k, _ in words))
+    infinite = sum(odd.values()) - told
+    share = 1.0 - told / max(1, total - infinite) if total > infinite else 0.0
+    if share < _NUMERIC and odd:  # are they numbers in another dress: 1,234 or $5 or 12 %?
+        dressed = {k: _undressed(word) for k, word in words}
+        if all(number is not None for number in dressed.values()):
+            for k, number in dressed.items():
+                read[k] = number
+            return read, 1.0, {}
+    return read, share, odd
+
+
+def _number(word: str, decimal: str) -> float | None:
+    plain = word.replace(",", ".") if decimal == "," and word.count(",") == 1 and "." not in word else word
+    return float(plain) if _NUMBER.fullmatch(plain) else None
+
+
+def _undressed(word: str) -> float | None:
+    """1,234,567.8 and $5 and 12 % as numbers."""
+    money = _MONEY.fullmatch(word)
+    bare = (money[1] or money[2]) if money else word
+    return float(bare.replace(",", "")) if _GROUPED.fullmatch(bare) or _NUMBER.fullmatch(bare) else None
+
+
+def told(table: Table, made: dict[str, Column], *, answers: bool = False) -> list[Finding]:
+    """Findings about columns: words for gaps, odd cells among numbers, numbers among words."""
+    found = []
+    marked = {name: one.markers for name, one in made.items() if one.markers}
+    if marked:
+        words = "; ".join(f"{name}: {_counts(markers)}" for name, markers in list(marked.items())[:6])
+        more = f"; and {len(marked) - 6} more columns" if len(marked) > 6 else ""
+        count = sum(sum(markers.values()) for markers in marked.values())
+        numbers = any(made[name].values.dtype.kind == "f" for name in marked)
+        found.append(Finding(
+            "markers", "warning" if numbers else "note", f"Cells of {table.name} say that a value is missing, or too "
+            f"large: {words}{more}.", count, list(marked)[:5], "they are gaps",
+            f"where such a word is a value of its own: --source-arg text={next(iter(marked))}",
+        ))  # fmt: skip
+    for name, one in made.items():
+        count = sum(one.odd.values())
+        if one.odd and one.share == 1.0:
+            found.append(Finding(
+                "odd_cells", "warning", f"{count:,} cells of the column {name!r} of {table.name} are no numbers, as its "
+                f"others are: {_counts(one.odd)}.", count, list(one.odd)[:5],
+                "their rows are left out" if answers else "they are gaps",
+                f"mend them; to take the column as words: --source-arg text={name}",
+            ))  # fmt: skip
+        elif one.odd and one.share >= _MIXED:
+            found.append(Finding(
+                "mixed_column", "warning", f"The column {name!r} of {table.name} holds numbers in {one.share:.0%} of its "
+                f"cells, and words: {_counts(one.odd)}.", count, list(one.odd)[:5],
+                "each is a class" if answers else "all are taken as words", "mend the words",
+            ))  # fmt: skip
+    return found
+
+
+def _counts(words: dict[str, int]) -> str:
+    """'?' 12 times, 'NA' once."""
+    first = sorted(words.items(), key=lambda entry: -entry[1])[:4]
+    shown = ", ".join(f"{word[:40]!r} {'once' if count == 1 else f'{count:,} times'}" for word, count in first)
+    return shown + (f" and {len(words) - 4:,} other words" if len(words) > 4 else "")
+
+
+def empty(count: int, kind: str) -> np.ndarray:
+    if kind == "M":
+        return np.full(count, np.datetime64("NaT", "D"))
+    return np.full(count, None, object) if kind in "OU" else np.full(count, np.nan)
+
+
+def as_kind(values: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """A column as one of another kind, and the rows whose cells do not fit; they are gaps. A column of booleans with gaps
+    stays one of objects, as it does on reading."""
+    own = values.dtype.kind
+    if own == kind or (own in "OU" and kind in "OU"):
+        return values, np.arange(0)
+    if own == "f" and np.isnan(values).all():
+        return empty(len(values), "O" if kind == "b" else kind), np.arange(0)
+    if kind == "O":
+        if own == "f":
+            words = [None if v != v else str(int(v)) if v == int(v) else repr(v) for v in values.tolist()]
+        else:
+            words = [None if v is None else str(v) for v in values.tolist()]
+        out = np.empty(len(words), object)
+        out[:] = words
+        return out, np.arange(0)
+    if kind == "f" and own == "b":
+        return values.astype(np.float64), np.arange(0)
+    as_words, _ = as_kind(values, "O")
+    out = empty(len(values), "O" if kind == "b" else kind)
+    wrong = []
+    for row, word in enumerate(as_words):
+        if word is None:
+            continue
+        try:
+            if kind == "f":
+                out[row] = float(word)
+            elif kind == "M":
+                out[row] = np.datetime64(word)
+            else:
+                out[row] = {"true": "True", "1": "True", "yes": "True", "false": "False", "0": "False", "no": "False"}[
+                    word.casefold()
+                ]
+        except (ValueError, KeyError):
+            wrong.append(row)
+    if kind == "f":
+        out[np.isinf(out)] = np.nan
+    return out, np.array(wrong, np.int64)
