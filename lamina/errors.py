@@ -16,7 +16,7 @@ prints it without a traceback, Python shows it as any exception. Anything else t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class LaminaError(Exception):
@@ -63,6 +63,14 @@ class Interrupted(LaminaError, KeyboardInterrupt):
     def __init__(self, what: str, *, fix: str = "", signal: int = 2):
         super().__init__(what, fix=fix)
         self.exit_code = 128 + signal
+
+
+class Unusable(UserWarning):
+    """Some inputs have no answer: `broken` has, by their place among all of them, the name of each, and why."""
+
+    def __init__(self, what: str, broken: Mapping[int, tuple[str, str]]):
+        super().__init__(what)
+        self.broken = dict(broken)
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -504,26 +504,27 @@ def _answers(
 
 def predictions_csv(
     target: Target, found: Answers, ids: Iterable[Any], truth: np.ndarray | None = None, name: str = "id",
-    broken: Mapping[int, str] | None = None,
+    broken: Mapping[int, str] | None = None, errors: bool = False,
 ) -> str:  # fmt: skip
     """predictions.csv: id, truth where it is known, prediction, confidence; unlike, where that is known, as true or false.
 
     broken: by their place among the ids, the inputs that have no answer, and why: their cells are empty, and a column
-    `error` says it.
+    `error` says it, which is there if there are any, or with errors=True.
     """
+    errors = errors or bool(broken)
     columns: dict[str, Any] = {}
     if truth is not None and truth.size:
         columns["truth"] = truth if truth.ndim == 1 else [" ".join(map(str, row)) for row in truth]
     columns.update(_columns(target, found))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([name, *columns, *(["error"] if broken else [])])
+    writer.writerow([name, *columns, *(["error"] if errors else [])])
     rows = zip(*columns.values(), strict=True)
     for k, called in enumerate(ids):
         if broken and k in broken:
             writer.writerow([_cell(called), *[""] * len(columns), _cell(broken[k])])
         else:
-            writer.writerow([_cell(called), *map(_cell, next(rows)), *([""] if broken else [])])
+            writer.writerow([_cell(called), *map(_cell, next(rows)), *([""] if errors else [])])
     return out.getvalue()
 
 

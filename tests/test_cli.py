@@ -432,7 +432,7 @@ def test_predict_writes_json_lines(own, place, main):
     done = main("predict", "runs/own", "inputs.npz", "--net", "my.py:Net", "--out", "f.jsonl")
     assert done.code == 0 and "120 predictions in f.jsonl" in done.out
     lines = [json.loads(line) for line in (place / "f.jsonl").read_text().splitlines()]
-    assert len(lines) == 120 and lines[0].keys() == {"id", "prediction", "confidence", "probabilities"}
+    assert len(lines) == 120 and lines[0].keys() == {"id", "prediction", "confidence", "unlike", "probabilities"}
     for line in lines:
         assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert max(line["probabilities"], key=line["probabilities"].get) == str(line["prediction"])
@@ -463,7 +463,7 @@ def test_a_reader_that_has_enough_is_no_error(own, place):
     words = [str(LAMINA), "predict", "runs/own", "many.npz", "--net", "my.py:Net"]
     with subprocess.Popen(words, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout and process.stderr
-        assert process.stdout.readline() == b"id,prediction,confidence\n"
+        assert process.stdout.readline() == b"id,prediction,confidence,unlike\n"
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 0

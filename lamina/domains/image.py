@@ -313,7 +313,10 @@ class Image(Domain):
         return names.module("nets", name or "convnet").NET.fitted(shape, target.width, size, **arguments)
 
     def plain(self, inputs: Any, rows: np.ndarray, model: str) -> Any:
-        """Thumbnails of 16 pixels a side; pictures of up to 1,024 numbers as they are."""
+        """Thumbnails of 16 pixels a side; pictures of up to 1,024 numbers as they are. Colour pictures that are near each
+        other pixel by pixel need not show the same, so they have no neighbours."""
+        if model == "neighbours" and self.channels > 1:
+            return None
         if not isinstance(inputs, tuple) or len(inputs) != 1 or inputs[0][0].numel() <= 1024:
             return super().plain(inputs, rows, model)
         height, width = (min(side, THUMBNAIL) for side in inputs[0].shape[2:])
