@@ -37,6 +37,7 @@ _LITTER = {"thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "ehthumbs
 _ABOUT = ("readme", "license", "licence", "copying", "changelog", "citation", "notice")
 _NO_CLASS = ("unsup", "unlabeled", "unlabelled")
 _TEXTS = (".txt", ".text")
+_LOOSE = (".dat", ".data")  # endings that tell little
 _MOST_CLASSES = 50  # files of lines that may be one class each
 _LINES = 5  # lines a file, in the mean, that make it a file of examples
 
@@ -65,7 +66,7 @@ def looked(folder: Path, name: str = "") -> Found:
             found.foreign.append(path)
         elif ending in _TEXTS:
             found.texts.append(path)
-        elif ending in ENDINGS:
+        elif ending in ENDINGS and ending not in _LOOSE:
             found.tables.append(path)
         else:
             what = kind(Path(path))
@@ -118,12 +119,13 @@ def read(folder: Path, name: str, columns: Columns, asked: Reading) -> Source:
         part = _part(place)
         if part is not None and (place.is_dir() or kind(place) in ("table", "text")):
             parts.setdefault(part, place)
-    if "train" in parts and len({place.is_dir() for place in parts.values()}) == 1:
-        return _by_part(parts, root, name, columns, asked)
-    if files and len(inner) < 2:
+    plain_parts = set(inner) <= set(parts.values()) and not any(map(_inner, inner))
+    if files and (len(inner) < 2 or plain_parts):
         table = _with_pictures(files, folder, name, columns, asked)
         if table is not None:
             return table
+    if "train" in parts and len({place.is_dir() for place in parts.values()}) == 1:
+        return _by_part(parts, root, name, columns, asked)
     if inner:
         return _classes(inner, files, root, name, columns, asked)
     return _flat_folder(files, root, name, columns, asked)
