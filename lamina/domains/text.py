@@ -19,9 +19,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lamina import grams, mapped, names
+from lamina import grams, losses, mapped, names
+from lamina.batches import Batch
 from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, UsageError, near
 from lamina.errors import rows as row_words
@@ -49,6 +50,7 @@ class Text(Domain):
     name: ClassVar[str] = "text"
     default_net: ClassVar[str] = "textnet"
     simple: ClassVar[tuple[str, ...]] = ("bayes", "ngrams")
+    tried: ClassVar[bool] = True
 
     columns: list[str] = field(default_factory=list)  # of a table, joined to one text; without, those that hold texts
     most: int = 1000  # words of a text that are looked at
@@ -188,11 +190,23 @@ class Text(Domain):
         if examples.truth is None or not isinstance(net, TextNet):
             return
         some = torch.from_numpy(rows[np.linspace(0, len(rows) - 1, min(len(rows), STARTED)).astype(int)])
-        words, pieces = (mapped.take(column, some) for column in examples.inputs[:2])
+        words, pieces, tokens = (mapped.take(column, some) for column in examples.inputs)
         loss = target.loss()
-        net.start(
-            words, pieces, examples.truth[some], lambda output, truth: loss(output, target.shape_truth(truth, output))
-        )
+
+        def measured(output: Tensor, truth: Tensor) -> Tensor:
+            return loss(output, target.shape_truth(truth, output))
+
+        net.start(words, pieces, tokens, examples.truth[some], measured)
+
+    def loss(self, net: nn.Module, batch: Batch, target: Target, loss: Any) -> tuple[Tensor, Any]:
+        """Of a net of several members, the mean of their losses."""
+        if not (isinstance(net, TextNet) and net.training):
+            return super().loss(net, batch, target, loss)
+        output = self.outputs(net, batch)  # (B, members, outputs)
+        one, each = output[:, 0], output.flatten(0, 1)
+        truth = batch.truth.repeat_interleave(net.members, 0)
+        count = losses.count(loss, one, target.shape_truth(batch.truth, one), batch.count, known=batch.known)
+        return loss(each, target.shape_truth(truth, each)), count
 
     def plain(self, inputs: Any, rows: np.ndarray, model: str) -> Any:
         """Which words and pairs of words stand in each text, as a sparse matrix (n, F) of 0 and 1."""

@@ -2,7 +2,8 @@
 
 In: whole numbers, 0 where there is nothing: words and pairs of words (B, A), pieces of words (B, D), words in their order
 (B, T). Out: (B, outputs). Called by name as "textnet". The bags know what single n-grams speak for, which on few texts no
-net beats; the convolution adds what the order of the words says.
+net beats; the convolution knows words by the company they keep. Each learns alone, since beside a part that has learned
+the training texts by heart the others learn nothing, and the answer is the mean of theirs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,16 +23,20 @@ SIZES = {
     "medium": {"embedding": 128, "channels": 192},
     "large": {"embedding": 256, "channels": 384},
 }
+SPEED = 10.0  # how much further a gate moves than the other weights: they share a learning rate
+NEAR = 5  # words on either side that are a word's company
 _ROWS = 4096  # texts counted together
+_TOKENS = 2_000_000  # words from which the company of each is counted
 _SCALES = 2.0 ** torch.arange(-6.0, 5.0, 0.25)
 
 
 class Bag(nn.Module):
-    """A linear layer over the n-grams of a text: the sum of ratio * gate, over the root of how many there are, plus a bias.
+    """A linear layer over the n-grams of a text: the sum of their weights, over the root of how many there are, plus a bias.
 
-    `ratio` (n-grams + 1, outputs) says what each n-gram speaks for and is not learned; row 0, of no n-gram, is zero. `gate`
-    is learned and begins at 1. With log-count ratios that is naive Bayes, and learning goes the way of NB-SVM (Wang and
-    Manning, 2012, "Baselines and Bigrams"): what says much moves far. dropout: the share of n-grams left out.
+    `ratio` (n-grams + 1, outputs) says what each n-gram speaks for and is not learned; row 0, of no n-gram, is zero. A
+    weight is ratio * (1 + 10 gate), where `gate` is learned and begins at 0. With log-count ratios that is naive Bayes;
+    learning goes the way of NB-SVM (Wang and Manning, 2012, "Baselines and Bigrams"): what says much moves far, and weight
+    decay leads back to naive Bayes. dropout: the share of n-grams left out.
     """
 
     ratio: Tensor
@@ -38,14 +44,19 @@ class Bag(nn.Module):
     def __init__(self, grams: int, outputs: int, dropout: float = 0.5):
         super().__init__()
         self.register_buffer("ratio", torch.zeros(grams + 1, outputs))
-        self.gate = nn.Parameter(torch.ones(grams + 1, outputs))
+        self.gate = nn.Parameter(torch.zeros(grams + 1, outputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, grams: Tensor) -> Tensor:
         there = (grams > 0).float()  # (B, A)
         weights = self.dropout(there) / there.sum(1, keepdim=True).clamp_min(1).sqrt()
-        return F.embedding_bag(grams, self.ratio * self.gate, per_sample_weights=weights, mode="sum") + self.bias
+        return F.embedding_bag(grams, self.weight, per_sample_weights=weights, mode="sum") + self.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """(n-grams + 1, outputs)"""
+        return self.ratio * (1 + SPEED * self.gate)
 
 
 class Convolution(nn.Module):
@@ -74,7 +85,8 @@ class Convolution(nn.Module):
 
 
 class TextNet(nn.Module):
-    """The mean of two bags, of `words` n-grams of words and `pieces` of letters, plus a convolution over `vocabulary` words.
+    """The mean of two bags, of `words` n-grams of words and `pieces` of letters, and a convolution over `vocabulary` words.
+    While training (B, members, outputs): what each part says.
 
     The numbers 1 to n mean something, 0 nothing. `kernels` are the words each convolution sees, "1,3" or (1, 3), odd;
     channels=0 leaves the convolution out, pieces=0 their bag. `gram_dropout`, `word_dropout` and `dropout` are the shares
@@ -108,10 +120,18 @@ class TextNet(nn.Module):
         self.convolution = Convolution(*parts) if channels and vocabulary else None
 
     def forward(self, words: Tensor, pieces: Tensor, tokens: Tensor) -> Tensor:
-        output = self.words(words)
+        parts = [self.words(words)]
         if self.pieces is not None:
-            output = 0.5 * (output + self.pieces(pieces))
-        return output if self.convolution is None else output + self.convolution(tokens)  # (B, outputs)
+            parts.append(self.pieces(pieces))
+        if self.convolution is not None:
+            parts.append(self.convolution(tokens))
+        found = torch.stack(parts, 1)  # (B, members, outputs)
+        return found if self.training else found.mean(1)
+
+    @property
+    def members(self) -> int:
+        """The parts, each of which learns alone."""
+        return 1 + (self.pieces is not None) + (self.convolution is not None)
 
     @classmethod
     def fitted(cls, shape: Sequence[int], width_out: int, size: str = "small", **arguments: Any) -> TextNet:
@@ -122,11 +142,18 @@ class TextNet(nn.Module):
         return cls(words, pieces, vocabulary, width_out, **{**SIZES[size], **arguments})
 
     @torch.no_grad()
-    def start(self, words: Tensor, pieces: Tensor, truth: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Begin as naive Bayes of these texts: words (N, A), pieces (N, D), truth as the loss takes it."""
+    def start(
+        self, words: Tensor, pieces: Tensor, tokens: Tensor, truth: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        """Begin with what can be counted in texts: words (N, A), pieces (N, D), tokens (N, T), and the truth as the loss takes
+        it. The bags begin as naive Bayes, the embeddings of words as the company they keep."""
         for bag, grams in ((self.words, words), (self.pieces, pieces)):
             if bag is not None:
                 _begin(bag, grams, truth, loss)
+        if self.convolution is not None:
+            table = self.convolution.embedding.weight
+            found = company(tokens, *table.shape)
+            table[:, : found.shape[1]] = found
 
 
 def _begin(bag: Bag, grams: Tensor, truth: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -191,6 +218,39 @@ def ratios(grams: Tensor, answers: Tensor, kinds: int) -> Tensor:
         found = sums / (texts[:, None] + 1)
     found[0] = 0
     return found
+
+
+def company(tokens: Tensor, kinds: int, width: int) -> Tensor:
+    """Embeddings (kinds, at most `width`) of the words in tokens (N, T): how much more often than by chance they stand
+    within 5 words of others, which is positive pointwise mutual information, by its largest eigenvectors (Levy and Goldberg,
+    2014). Their root mean square is 0.1; row 0 is zero."""
+    from scipy import sparse
+
+    rows = max(1, _TOKENS // tokens.shape[1])
+    table = tokens[:: -(-len(tokens) // rows)].numpy()
+    counts = sparse.csr_matrix((kinds, kinds), dtype=np.float32)
+    for step in range(1, min(NEAR, table.shape[1] - 1) + 1):
+        one, other = table[:, :-step].ravel(), table[:, step:].ravel()
+        there = (one > 0) & (other > 0)
+        ones = np.ones(there.sum(), np.float32)
+        counts = counts + sparse.csr_matrix((ones, (one[there], other[there])), (kinds, kinds))
+    both = (counts + counts.T).tocoo()
+    often = np.asarray(both.sum(1)).ravel() + 1e-9
+    chance = often**0.75 / (often**0.75).sum()  # rare company counts less
+    more = np.log(np.maximum(both.data / (often[both.row] * chance[both.col]), 1.0)).astype(np.float32)
+    matrix = sparse.csr_matrix((more, (both.row, both.col)), (kinds, kinds))
+    matrix = (matrix + matrix.T) * np.float32(0.5)
+
+    # A few rounds of subspace iteration with some vectors to spare.
+    width = min(width, kinds)
+    basis = torch.randn(kinds, min(kinds, width + 8), generator=torch.Generator().manual_seed(0))
+    for _ in range(4):
+        basis = torch.linalg.qr(torch.from_numpy(matrix @ basis.numpy()))[0]
+    values, vectors = torch.linalg.eigh(basis.T @ torch.from_numpy(matrix @ basis.numpy()))
+    best = values.abs().argsort(descending=True)[:width]
+    found = (basis @ vectors[:, best]) * values[best].abs().sqrt()
+    found[0] = 0
+    return found * (0.1 / found.square().mean().sqrt().clamp_min(1e-12))
 
 
 def _sizes(kernels: Sequence[int] | int | str) -> list[int]:
