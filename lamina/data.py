@@ -7,6 +7,7 @@ encoded examples, and which of them are for training, validation and test. Calle
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
-from lamina import checks, findings, mapped, names, splits
+from lamina import checks, findings, mapped, names, splits, views
 from lamina.batches import keeping_generators, unpack
 from lamina.batches.aside import SHARE, SetAside, reason
 from lamina.domains.base import Domain, Encoded
@@ -74,6 +75,23 @@ class Data:
         if encoded.truth is None:
             return None
         return encoded.truth if rows is None else encoded.truth[torch.from_numpy(rows)]
+
+    @functools.cached_property
+    def near(self) -> Tensor | None:
+        """Of every row the training rows that are nearest as they are, int64 (N, k); None where near does not mean alike.
+        Rows of the test part are not looked at."""
+        encoded, train = self.parts["train"]
+        table = None if train is None else self.domain.plain(encoded.inputs, train, "neighbours")
+        if train is None or table is None:
+            return None
+        valid = self.rows("valid")
+        more = [] if valid is None else [self.domain.plain(encoded.inputs, valid, "neighbours")]
+        points = views.points(table, *more)
+        found = np.zeros((len(encoded.inputs[0]), min(views.NEAR, len(train) - 1)), np.int64)
+        found[train] = train[views.neighbours(points[0])]
+        if valid is not None:
+            found[valid] = train[views.neighbours(points[0], points[1])[:, : found.shape[1]]]
+        return torch.from_numpy(found)
 
     def fingerprint(self) -> str:
         """SHA-256 of the encoded columns, the answers and the classes: another hash, other data."""

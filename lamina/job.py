@@ -229,7 +229,9 @@ def batches(job: Job, part: str, *, shuffle: bool = True, net: nn.Module | None 
 
 def _views(loaded: data.Data, recipe: Recipe) -> dict[str, Any]:
     """What is learned from the inputs alone is learned from two views of each."""
-    return {"augment": views.Pairs(loaded.domain.change(recipe))} if loaded.target.from_inputs else {}
+    if not loaded.target.from_inputs:
+        return {}
+    return {"augment": views.Pairs(loaded.domain.change(recipe), loaded.near, loaded.parts["train"][0].inputs)}
 
 
 def sample(job: Job) -> Callable[[], Batch]:
