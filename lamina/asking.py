@@ -212,6 +212,10 @@ def _open_source(source: Any, wanted: Recipe, objects: dict[str, Any], groups: A
     options = runs_.given_sources(wanted)
     options.update({part: objects[part] for part in ("valid", "test") if part in objects})
     if isinstance(source, sources_.Source):
+        if idle := [name for name in ("columns", "options") if name in options]:
+            what = {"columns": "target, ignore, groups, times or split_column", "options": "source_arg"}
+            raise UsageError(f"{' and '.join(what[name] for name in idle)} would do nothing: the source is opened already.",
+                             fix="leave it out, or give it to lamina.sources.open")  # fmt: skip
         opened = source
     elif kind is not None:
         domain = data.with_options(data.build("domains", kind, "DOMAIN"), wanted.domain_arg, "domain")
@@ -222,7 +226,10 @@ def _open_source(source: Any, wanted: Recipe, objects: dict[str, Any], groups: A
         if column is not None:
             column = np.asarray(column)
             if len(column) != opened.train.count:
-                raise UsageError(f"{attribute} has {len(column)} entries for {opened.train.count} examples.")
+                raise UsageError(
+                    f"{attribute} has {len(column)} entries for {opened.train.count} examples.",
+                    fix=f"name a column of the table: {attribute}=NAME" if opened.train.kind == "table" else "",
+                )
             setattr(opened.train, attribute, column)
     for part in ("valid", "test"):
         if recipes.share(getattr(wanted, part)) is not None and getattr(opened, part) is not None:

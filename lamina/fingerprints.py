@@ -10,7 +10,9 @@ read, spread over all, twice: where they come out otherwise, they say nothing.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ from lamina import checks, files, mapped
 from lamina import run as runs
 from lamina.batches.items import Reader
 from lamina.data import PARTS, Data, load
-from lamina.errors import DataError, LaminaError, RunError, rows
+from lamina.errors import DataError, LaminaError, RunError, UsageError, rows
 from lamina.recipe import Recipe, share
-from lamina.sources import Source
+from lamina.sources import Source, places
 from lamina.splits import Split
 
 ROWS = "rows.u64"  # 8 bytes a row, in the order of the table
@@ -57,16 +59,44 @@ def _classes(source: Source) -> list[str]:
 
 
 def _files(recipe: Recipe) -> dict[str, list[int]]:
-    """Size and time of change of every file that the recipe names; of a folder, of those in it."""
+    """Size and time of change of every file that the recipe names; of a folder, of those in it, and one entry for all that lie
+    deeper: their bytes, and a digest of their names, sizes and times."""
     found: dict[str, list[int]] = {}
     for name in (recipe.source, recipe.data_dir, recipe.valid, recipe.test):
-        if name is None or share(name) is not None or not (place := Path(name).expanduser()).exists():
+        if name is None or share(name) is not None:
             continue
-        for path in sorted(place.iterdir())[:100] if place.is_dir() else [place]:
-            if path.is_file():
-                facts = path.stat()
-                found[str(path)] = [facts.st_size, facts.st_mtime_ns]
+        try:
+            named = places.expanded(name)
+        except UsageError:  # the name of a sample, or gone
+            continue
+        for place in named:
+            if place.is_file():
+                found[str(place)] = list(_facts(place.stat()))
+                continue
+            below = sorted(_walk(place))
+            near = {entry for entry in below if os.path.dirname(entry[0]) == str(place)}
+            near = near if len(near) <= 100 else set()
+            found |= {path: [size, changed] for path, size, changed in sorted(near)}
+            if far := [entry for entry in below if entry not in near]:
+                digest = hashlib.sha256(repr(far).encode()).digest()
+                found[f"{place}{os.sep}"] = [sum(size for _, size, _ in far), int.from_bytes(digest[:7], "big")]
     return found
+
+
+def _walk(folder: Path | str) -> Iterator[tuple[str, int, int]]:
+    """Path, size and time of change of every file below a folder, but hidden ones."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path)
+            elif entry.is_file():
+                yield (entry.path, *_facts(entry.stat()))
+
+
+def _facts(facts: os.stat_result) -> tuple[int, int]:
+    return facts.st_size, facts.st_mtime_ns
 
 
 def of_rows(loaded: Data) -> np.ndarray:

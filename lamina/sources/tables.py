@@ -299,8 +299,7 @@ def _picture_column(table: Table, columns: Columns, stems: dict[str, str]) -> tu
     for name, values in zip(table.names, table.columns, strict=True):
         if name in spoken_for or not (types.is_string(values.type) or (stems and types.is_integer(values.type))):
             continue
-        words = [None if word is None else str(word).strip() for word in values.to_pylist()]
-        some = list(dict.fromkeys(word for word in words if word))[:50]
+        some = _different(values.slice(0, 1000))[:50]
         if some and all(word.lower().endswith(SUFFIXES) for word in some):
             with os.scandir(table.folder) as entries:
                 inner = sorted(entry.path for entry in entries if entry.is_dir() and not entry.name.startswith("."))
@@ -308,10 +307,18 @@ def _picture_column(table: Table, columns: Columns, stems: dict[str, str]) -> tu
             there = [sum(os.path.exists(os.path.join(base, word)) for word in some) for base in bases]
             if max(there):
                 base = bases[there.index(max(there))]
-                return name, {word: os.path.join(base, word) for word in words if word is not None}
+                return name, {word: os.path.join(base, word) for word in _different(values)}
         elif some and sum(word in stems for word in some) > 0.5 * len(some):
-            return name, {word: stems.get(word, "") for word in words if word is not None}
+            return name, {word: stems.get(word, "") for word in _different(values)}
     return None, {}
+
+
+def _different(values: Any) -> list[str]:
+    """The different cells of a column, without blanks around."""
+    import pyarrow.compute as pc
+
+    words = (str(word).strip() for word in pc.unique(values).to_pylist() if word is not None)
+    return [word for word in words if word]
 
 
 def _pictures(rows: Examples, table: Table, name: str, places: dict[str, str], found: list[Finding]) -> Examples:
