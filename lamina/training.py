@@ -55,6 +55,7 @@ from lamina.recipe import Origin, Recipe
 from lamina.recovery import SKIPS, Recovery
 from lamina.run import Run
 from lamina.signals import Signals
+from lamina.sources import places
 from lamina.targets.base import Target
 from lamina.watchers import Log, Save, Stop
 from lamina.watchers.health import Health
@@ -99,9 +100,9 @@ def train(
 ) -> Run:
     """Train a net on a source and measure it on data it has not seen; gives the `Run`.
 
-    source: a name ("digits", "mnist"), a path, arrays (x, y), a Dataset or a DataLoader. net: an `nn.Module`, a class,
-    "mlp", "convnet" or "my.py:Net"; loss: a callable (output, truth) -> 0-d, or a name; optimizer: a name, a
-    `torch.optim.Optimizer`, or a callable (parameters) -> optimizer. valid, test: a source or a share. groups, times
+    source: a name ("digits", "mnist"), a path or several, a data frame, arrays (x, y), a Dataset or a DataLoader. net: an
+    `nn.Module`, a class, "mlp", "convnet" or "my.py:Net"; loss: a callable (output, truth) -> 0-d, or a name; optimizer: a
+    name, a `torch.optim.Optimizer`, or a callable (parameters) -> optimizer. valid, test: a source or a share. groups, times
     (N,): what must not be split, what comes later is held out. watchers: callables (progress) -> Stop, Save, Log or None.
     name, runs: the folder is runs/name, or a free number. recipe: a TOML file; settings: any field of `Recipe`.
 
@@ -128,14 +129,17 @@ def train(
                        ("init", init), ("valid", valid), ("test", test)):  # fmt: skip
         if given is None:
             continue
+        if key in ("valid", "test"):
+            given = sources_.named(given) or given
         if isinstance(given, str) or (key in ("valid", "test") and isinstance(given, (int, float))):
             asked[key] = given
         else:
             objects[key] = given
             asked.pop(key, None)
     asked.update({key: value for key, value in settings.items() if value is not None})
-    if isinstance(source, (str, Path)):
-        asked["source"] = str(source)
+    source = sources_.named(source) or source
+    if isinstance(source, str):
+        asked["source"] = source
     elif source is None:
         source = asked.get("source")
         if source is None and recipe is not None:
@@ -449,11 +453,13 @@ def _seed(number: int) -> None:
 
 def _name_files(recipe: Recipe) -> None:
     """Write files that were named by their whole path, so that the run can be resumed from anywhere."""
-    for name in ("source", "data_dir", "valid", "test"):
+    for name in ("source", "valid", "test"):
         named = getattr(recipe, name)
         share = name in ("valid", "test") and recipes.share(named) is not None
-        if named is not None and not share and named not in sources_.SAMPLES and Path(named).expanduser().exists():
-            setattr(recipe, name, str(Path(named).expanduser().absolute()))
+        if named is not None and not share and named not in sources_.SAMPLES:
+            setattr(recipe, name, places.absolute(named))
+    if recipe.data_dir is not None and Path(recipe.data_dir).expanduser().exists():
+        recipe.data_dir = str(Path(recipe.data_dir).expanduser().absolute())
     if recipe.net and recipe.net.startswith("hf:"):
         recipe.net = f"hf:{Path(recipe.net.removeprefix('hf:')).expanduser().absolute()}"
 
