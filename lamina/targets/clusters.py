@@ -11,6 +11,7 @@ again in other examples of the same kind. What is found again in resamples also 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -33,6 +34,8 @@ AGAIN = 10  # resamples that are clustered as well
 MOST = 20  # clusters that are tried
 TRIED_ON = 2_000  # examples that numbers of clusters are tried on
 FITTED_ON = 20_000  # examples of a resample
+STEPS = 1_000  # of training
+LARGE = 32  # pixels a side from which on the domain says how long a net learns
 NEAR = 0.02  # ARI below the best that is still as stable
 
 
@@ -185,7 +188,29 @@ class Clusters(Target):
         n = examples.count or 0
         if n < 3 * (self.clusters or 2):
             raise DataError(f"There are {n} examples for {self.clusters or 2} clusters.", expected="three for each")
-        return {}
+        many = f"{n:,} examples"
+        batch = asked.batch_size or max(16, min(256, 2 ** round(math.log2(n / 8))))
+        found: dict[str, tuple[Any, str]] = {
+            "batch_size": (batch, f"{many}: each view is told from all others of its batch"),
+            "label_smoothing": (0.0, "there are no classes to be sure of"),
+        }
+        shape = np.shape(examples.inputs[0])[1:] if isinstance(examples.inputs, tuple) else ()
+        pictures = domain == "image" and len(shape) > 1
+        small = not pictures or min(sorted(shape)[-2:]) < LARGE
+        if asked.epochs is None and asked.steps is None and asked.budget is None and small:
+            steps = max(1, round(0.8 * n) // batch)
+            found["epochs"] = (max(4, min(100, round(STEPS / steps))), f"about {STEPS:,} steps, fewer for few examples")
+        if pictures and (len(shape) == 2 or 1 in shape):
+            reach = max(1, round(min(side for side in shape if side > 1) / 10))
+            found["augment"] = (
+                f"shift={reach},rotate=15,scale=0.2,shear=15",
+                "two views of one picture are to be alike",
+            )
+        elif pictures:
+            found["augment"] = ("zoom=0.7,flip,brightness=0.4,contrast=0.4,saturation=0.8", "two views are to be alike")
+        if small and asked.net in (None, "convnet", "mlp"):
+            found["net_arg"] = ({"dropout": 0.0, **asked.net_arg}, "the views differ enough")
+        return found
 
     def adopt(self, loss: Any) -> None:
         if loss is not None:
