@@ -27,13 +27,17 @@ from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, UsageError, near
 from lamina.errors import rows as row_words
 from lamina.findings import Finding
-from lamina.nets.textnet import TextNet
+from lamina.nets.textnet import SIZES, TextNet
+from lamina.recipe import Recipe
 from lamina.sources import Columns, Examples, Source
 from lamina.sources import open as open_source
 from lamina.targets.base import Target
 
 LEARNED = 30_000  # texts that the vocabulary is made from
 STARTED = 100_000  # texts that the first weights are counted on
+COUNTED = ("classes", "tags", "numbers")  # answers of which words can speak for one or the other
+STEPS = 500  # that are enough: a net that begins as naive Bayes has little to learn
+CORE = 1e10  # operations a second that one core makes of a convolution
 GRAMS = 60_000  # words and pairs, and pieces, that have a number
 WIDTHS = (2048, 4096, 256)  # words and pairs, pieces, and words in their order: at most so many of a text
 BYTES = 512 << 20  # of the three tables together
@@ -176,6 +180,38 @@ class Text(Domain):
         tensors = tuple(mapped.as_tensor(table) for table in tables)
         return (tensors[2].long(),) if self.own else tensors
 
+    def opinions(self, examples: Examples, target: Target, asked: Recipe) -> dict[str, tuple[Any, str]]:
+        if asked.net not in (None, self.default_net) or not isinstance(examples.inputs, tuple):
+            return {}
+        texts = _texts(examples.inputs[0])
+        n, some = len(texts), texts[:: max(1, len(texts) // LOOKED)]
+        words = min(
+            WIDTHS[2], 1 + sum(len(text[: self.most * grams.LETTERS].split()) for text in some) / max(1, len(some))
+        )
+        few = f"{n:,} texts of {words:.0f} words"
+        batch = asked.batch_size or (16 if n < 500 else 32 if n < 2_000 else 64 if n < 50_000 else 128)
+        epochs = max(3, min(20, round(STEPS * batch / max(1, n))))
+
+        def seconds(size: str) -> float:
+            work = 6 * words * 4 * SIZES[size]["embedding"] * SIZES[size]["channels"]  # of a text
+            return epochs * n * work / CORE
+
+        found: dict[str, tuple[Any, str]] = {
+            "scale": ("none", "words are numbers by name"),
+            "batch_size": (batch, few),
+            "weight_decay": (0.02, "leads back to naive Bayes; biases are spared"),
+        }
+        if asked.optimizer in (None, "adamw"):
+            found["learning_rate"] = (2e-3 * math.sqrt(batch / 64), "peak of adamw for textnet")
+        if asked.budget is None:
+            found["size"] = ("small", few)
+        else:
+            fitting = [size for size in SIZES if seconds(size) < 0.6 * asked.budget] or ["small"]
+            found["size"] = (fitting[-1], f"{few} in {asked.budget:g} s")
+        if asked.steps is None and (asked.budget is None or seconds("small") < 0.6 * asked.budget):
+            found["epochs"] = (epochs, few)  # more of them would learn the texts by heart
+        return found
+
     # --- The net ----------------------------------------------------------------------------------------------------
 
     def net(self, target: Target, size: str, name: str | None = None, **arguments: Any) -> nn.Module:
@@ -187,16 +223,17 @@ class Text(Domain):
         return kind.fitted((index.words, index.pieces, self.vocabulary), target.width, size, **arguments)
 
     def begin(self, net: nn.Module, examples: Encoded, rows: np.ndarray, target: Target) -> None:
-        if examples.truth is None or not isinstance(net, TextNet):
+        if not isinstance(net, TextNet):
             return
         some = torch.from_numpy(rows[np.linspace(0, len(rows) - 1, min(len(rows), STARTED)).astype(int)])
         words, pieces, tokens = (mapped.take(column, some) for column in examples.inputs)
+        truth = None if examples.truth is None or target.name not in COUNTED else examples.truth[some]
         loss = target.loss()
 
         def measured(output: Tensor, truth: Tensor) -> Tensor:
             return loss(output, target.shape_truth(truth, output))
 
-        net.start(words, pieces, tokens, examples.truth[some], measured)
+        net.start(words, pieces, tokens, truth, measured)
 
     def loss(self, net: nn.Module, batch: Batch, target: Target, loss: Any) -> tuple[Tensor, Any]:
         """Of a net of several members, the mean of their losses."""

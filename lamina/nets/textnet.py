@@ -33,17 +33,18 @@ _SCALES = 2.0 ** torch.arange(-6.0, 5.0, 0.25)
 class Bag(nn.Module):
     """A linear layer over the n-grams of a text: the sum of their weights, over the root of how many there are, plus a bias.
 
-    `ratio` (n-grams + 1, outputs) says what each n-gram speaks for and is not learned; row 0, of no n-gram, is zero. A
-    weight is ratio * (1 + 10 gate), where `gate` is learned and begins at 0. With log-count ratios that is naive Bayes;
-    learning goes the way of NB-SVM (Wang and Manning, 2012, "Baselines and Bigrams"): what says much moves far, and weight
-    decay leads back to naive Bayes. dropout: the share of n-grams left out.
+    `ratio` (n-grams + 1, outputs) says what each n-gram speaks for and is not learned; row 0, of no n-gram, is zero, the
+    others are random until somebody knows better. A weight is ratio * (1 + 10 gate), where `gate` is learned and begins at
+    0. With log-count ratios that is naive Bayes; learning goes the way of NB-SVM (Wang and Manning, 2012, "Baselines and
+    Bigrams"): what says much moves far, and weight decay leads back to naive Bayes. dropout: the share of n-grams left out.
     """
 
     ratio: Tensor
 
     def __init__(self, grams: int, outputs: int, dropout: float = 0.5):
         super().__init__()
-        self.register_buffer("ratio", torch.zeros(grams + 1, outputs))
+        self.register_buffer("ratio", 0.1 * torch.randn(grams + 1, outputs))
+        self.ratio[0] = 0
         self.gate = nn.Parameter(torch.zeros(grams + 1, outputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.dropout = nn.Dropout(dropout)
@@ -143,12 +144,18 @@ class TextNet(nn.Module):
 
     @torch.no_grad()
     def start(
-        self, words: Tensor, pieces: Tensor, tokens: Tensor, truth: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+        self,
+        words: Tensor,
+        pieces: Tensor,
+        tokens: Tensor,
+        truth: Tensor | None,
+        loss: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        """Begin with what can be counted in texts: words (N, A), pieces (N, D), tokens (N, T), and the truth as the loss takes
-        it. The bags begin as naive Bayes, the embeddings of words as the company they keep."""
+        """Begin with what can be counted in texts: words (N, A), pieces (N, D), tokens (N, T). The embeddings of words begin
+        as the company they keep, and the bags as naive Bayes where a truth is given: (N,) classes, (N, outputs) zeros and
+        ones or numbers, as the loss takes them."""
         for bag, grams in ((self.words, words), (self.pieces, pieces)):
-            if bag is not None:
+            if bag is not None and truth is not None:
                 _begin(bag, grams, truth, loss)
         if self.convolution is not None:
             table = self.convolution.embedding.weight
