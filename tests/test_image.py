@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from PIL import Image as Pillow
 from test_pictures import bomb, halves, noise, saved
 
+import lamina
 from lamina import mapped, pictures
 from lamina.domains.image import Image
-from lamina.errors import DataError
+from lamina.errors import DataError, RunError
 from lamina.recipe import Recipe
 from lamina.sources import Examples, Source
 from lamina.targets.classes import Classes
@@ -250,3 +252,54 @@ def test_simple_models_see_thumbnails():
     )
     small = RNG.integers(0, 256, (30, 1, 28, 28), dtype=np.uint8)
     assert np.array_equal(domain.plain((torch.from_numpy(small),), rows, "linear"), small[rows])
+
+
+# --- From a folder to a model -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick():
+    """Training without report and baselines, and one epoch of it."""
+    return {
+        "epochs": 1,
+        "quiet": True,
+        "report": False,
+        "baselines": False,
+        "domain_arg": {"size": 24},
+        "net": "resnet",
+        "net_arg": {"widths": [8, 16]},
+        "compile": "off",
+        "precision": "fp32",
+    }
+
+
+def test_a_folder_is_trained_on_and_predicted_from(folder, runs, quick):
+    for k in range(6, 12):
+        for kind in ("butterfly", "watch"):
+            saved(noise((64, 48)), folder / kind / f"more_{k}.png")
+    run = lamina.train(str(folder), runs=runs, **quick)
+    told = json.loads((run.folder / "data.json").read_text())["findings"]
+    assert [found["count"] for found in told if found["kind"] == "unreadable"] == [3]
+    assert sum(run.facts["data"][part] for part in ("train", "valid", "test")) == 29
+    with pytest.warns(UserWarning, match=r"3 of 32 pictures cannot be read and have no prediction: .*zero_bytes\.jpg"):
+        answers = run.predict(str(folder))
+    assert len(answers.prediction) == 29
+    rated = lamina.load(run.folder).evaluate()  # decoded again, or found again: the same pictures
+    assert rated[0]["value"] == run.headline.value
+    saved(noise((64, 48)), folder / "watch" / "good_1.jpg")
+    with pytest.raises(RunError, match="not those"):
+        lamina.load(run.folder).evaluate()
+
+
+def test_strict_refuses_what_cannot_be_read(folder, runs, quick):
+    with pytest.raises(DataError, match="3 of 20 pictures cannot be read"):
+        lamina.train(str(folder), runs=runs, strict=True, **quick)
+    assert not list(runs.iterdir())
+
+
+def test_a_folder_of_one_class_is_refused(tmp_path, runs, quick):
+    for k in range(8):
+        saved(noise((64, 48)), tmp_path / "in" / "only" / f"{k}.png")
+    with pytest.raises(DataError, match="one class"):
+        lamina.train(str(tmp_path / "in"), runs=runs, **quick)
+    assert not list(runs.iterdir())
