@@ -84,7 +84,7 @@ class Data:
         table = None if train is None else self.domain.plain(encoded.inputs, train, "neighbours")
         if train is None or table is None:
             return None
-        valid = self.rows("valid")
+        valid = self.rows("valid") if "valid" in self.parts else None
         more = [] if valid is None else [self.domain.plain(encoded.inputs, valid, "neighbours")]
         points = views.points(table, *more)
         found = np.zeros((len(encoded.inputs[0]), min(views.NEAR, len(train) - 1)), np.int64)
