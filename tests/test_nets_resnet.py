@@ -73,6 +73,26 @@ def test_a_block_begins_as_the_identity_and_is_the_formula():
     torch.testing.assert_close(block(x), F.relu(x + y))
 
 
+def test_its_first_filters_find_what_is_uncorrelated():
+    """Of smooth pictures, whose pixels are all alike: each filter's variance is 1, and two of them share nothing."""
+    smooth = F.avg_pool2d(torch.randn(40, 3, 40, 40, generator=torch.Generator().manual_seed(0)), 5, stride=1)
+    smooth = smooth / smooth.std() + smooth.mean(1, keepdim=True) * 3
+    net = ResNet(3, 2, (8, 16), stem=20)
+    net.begin(smooth)
+    found = F.conv2d(smooth, net.stem[0].weight, stride=2).transpose(0, 1).flatten(1)
+    assert torch.equal(found[:10], -found[10:])
+    centred = found[:10] - found[:10].mean(1, keepdim=True)
+    shared = centred @ centred.T / centred.shape[1]
+    assert (shared - torch.diag(shared.diagonal())).abs().max() < 0.01
+    assert (shared.diagonal() > 0.7).all() and (shared.diagonal() < 1.001).all()
+    before = ResNet(1, 2, (8, 16), stem=40)
+    weight = before.stem[0].weight.detach().clone()
+    before.begin(torch.randn(9, 1, 20, 20))  # 16 axes in two signs; the other filters stay as they are
+    assert torch.equal(before.stem[0].weight[32:], weight[32:]) and not torch.equal(
+        before.stem[0].weight[:32], weight[:32]
+    )
+
+
 def test_mirrored_answers_are_the_same_for_a_picture_and_its_mirror_image():
     x = torch.randn(3, 3, 32, 32)
     plain, mirrored = ResNet(3, 4, (8, 16)), ResNet(3, 4, (8, 16), mirrored=True)

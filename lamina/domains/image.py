@@ -30,7 +30,7 @@ from lamina.domains.arrays import (
     not_finite,
     spread,
 )
-from lamina.domains.base import Domain
+from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, Unusable, UsageError, near, rows
 from lamina.findings import Finding
 from lamina.nets import resnet
@@ -295,6 +295,15 @@ class Image(Domain):
                 )
             table = mapped.changed(table, lambda part: part.float() / 255)
         return (table,)
+
+    def begin(self, net: nn.Module, examples: Encoded, rows: np.ndarray, target: Target) -> None:
+        """The first filters of a residual net, from some of the training pictures."""
+        if isinstance(net, resnet.ResNet) and isinstance(examples.inputs, tuple):
+            column = examples.inputs[0]
+            most = max(1, 4 * resnet.SEEN // (column.shape[2] * column.shape[3]))
+            some = torch.from_numpy(rows[:: max(1, len(rows) // most)])
+            device = next(net.parameters()).device
+            net.begin(self.prepare().to(device)(mapped.take(column, some).to(device)))
 
     def prepare(self) -> nn.Module:
         unit = 255.0 if self.bytes else 1.0

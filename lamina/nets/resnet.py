@@ -6,6 +6,10 @@ As in `convnet`, little is done where the picture is large: one convolution to i
 each halve it again before they look at it. A picture of 32 pixels is worked on at 16, 8 and 4 a side, one of 96 at 24, 12
 and 6; the same net takes about twice the time for the latter. Channels lie innermost in memory.
 
+The first filters are given the main axes of the pictures' own patches (`begin`), in both signs, so that what they find is
+uncorrelated from the first step: "94 % on CIFAR-10 in 3.29 seconds on a single GPU", Jordan, 2024, where it halves the
+training. Here they learn on with the rest.
+
 Residual blocks: He et al., "Deep residual learning for image recognition", CVPR 2016, with the last normalisation of a block
 beginning at zero, so that every block begins as the identity (Goyal et al., "Accurate, large minibatch SGD", 2017).
 """
@@ -22,6 +26,8 @@ from torch.nn import functional as F
 from lamina.errors import UsageError, near
 
 SIZES = {"small": 128, "medium": 192, "large": 320}  # channels of the last stage; a stage before has half
+KERNEL = 4  # pixels a side of the first filters
+SEEN = 300_000  # patches from which the first filters are made
 LAST = 5  # pixels a side, about: stages halve the picture until no more are left
 
 
@@ -29,9 +35,9 @@ class ResNet(nn.Module):
     """A stem, stages of residual blocks, the mean over what is left of the picture, dropout, and a linear layer.
 
     `widths`: channels of each stage, (64, 128, 256) or "64,128,256". `blocks`: residual blocks a stage. `stem`: channels of
-    the first convolution. `halvings`: how often the stem halves the picture, 1 or 2. `dropout`: share of the averaged
-    features set to zero while training. `mirrored`: an answer is the mean of those to the picture and to its mirror image,
-    once training is over. `UsageError` for what cannot be built.
+    the first convolution, of 4x4 pixels. `halvings`: how often the stem halves the picture, 1 or 2. `dropout`: share of the
+    averaged features set to zero while training. `mirrored`: an answer is the mean of those to the picture and to its mirror
+    image, once training is over. `UsageError` for what cannot be built.
     """
 
     def __init__(
@@ -40,7 +46,7 @@ class ResNet(nn.Module):
         outputs: int,
         widths: Sequence[int] | int | str = (64, 128, 256),
         blocks: int = 1,
-        stem: int = 32,
+        stem: int = 48,
         halvings: int = 1,
         dropout: float = 0.0,
         mirrored: bool = False,
@@ -56,17 +62,16 @@ class ResNet(nn.Module):
         if not 0 <= dropout < 1:
             raise UsageError(f"dropout is {dropout}", expected="a share from 0 to below 1")
         self.mirrored = mirrored
-        kernel = 3 if halvings == 1 else 5
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, stem, kernel, stride=halvings, padding=kernel // 2, bias=False),
-            nn.MaxPool2d(2, ceil_mode=True),  # before what follows, which then has a quarter to do
+            nn.Conv2d(channels, stem, KERNEL, stride=2, padding=1, bias=False),
+            *([nn.MaxPool2d(2)] if halvings == 2 else []),  # before what follows, which then has a quarter to do
             nn.BatchNorm2d(stem),
             nn.ReLU(),
         )
         stages: list[nn.Module] = []
         for number, width in enumerate(all_widths[1:]):
             if number:
-                stages.append(nn.MaxPool2d(2, ceil_mode=True))
+                stages.append(nn.MaxPool2d(2))
             stages.append(nn.Sequential(*_normalised(all_widths[number], width), nn.ReLU()))
             stages.extend(Block(width) for _ in range(blocks))
         self.stages = nn.Sequential(*stages)
@@ -81,6 +86,22 @@ class ResNet(nn.Module):
         x = self.stem(x.to(memory_format=torch.channels_last))  # (B, C, H, W) -> (B, stem, H / 2, W / 2), or a quarter
         x = self.stages(x).mean((2, 3))  # -> (B, widths[-1])
         return self.head(self.dropout(x))  # -> (B, outputs)
+
+    @torch.no_grad()
+    def begin(self, x: Tensor) -> None:
+        """Take the first filters from pictures (N, C, H, W) as the net takes them: the axes along which their patches vary
+        most, each scaled to a variance of 1, and its negative."""
+        first = self.stem[0]
+        assert isinstance(first, nn.Conv2d)
+        patches = F.unfold(x.float(), KERNEL, stride=2)  # (N, C * 16, places)
+        patches = patches.transpose(1, 2).reshape(-1, patches.shape[1])
+        patches = patches[:: max(1, len(patches) // SEEN)].double()
+        patches -= patches.mean(0)
+        variances, axes = torch.linalg.eigh(patches.T @ patches / len(patches))  # ascending
+        count = min(len(variances), first.out_channels // 2)
+        found = (axes / (variances + 1e-3).sqrt()).flip(1)[:, :count].T
+        found = found * found[torch.arange(count), found.abs().argmax(1)].sign()[:, None]  # the same on any machine
+        first.weight[: 2 * count] = torch.cat([found, -found]).view(2 * count, *first.weight.shape[1:]).float()
 
     @classmethod
     def fitted(cls, shape: Sequence[int], width_out: int, size: str = "small", **arguments: Any) -> ResNet:
@@ -100,16 +121,15 @@ def planned(shape: Sequence[int], size: str) -> dict[str, Any]:
     while side >= 2 * LAST - 2:
         side, stages = side >> 1, stages + 1
     widths = [SIZES[size] >> left for left in reversed(range(stages))]
-    return {"widths": widths, "stem": max(16, widths[0] // 2), "halvings": halvings}
+    return {"widths": widths, "stem": min(48, 2 * KERNEL**2 * shape[0]), "halvings": halvings}
 
 
 def work(shape: Sequence[int], size: str) -> int:
     """Multiplications and additions of a forward pass over one picture, without those of the last layer."""
     plan = planned(shape, size)
-    kernel, halvings = (3, 1) if plan["halvings"] == 1 else (5, 2)
-    area = shape[1] * shape[2]
-    found, before = area // halvings**2 * plan["stem"] * shape[0] * kernel**2, plan["stem"]
-    area >>= 2 * halvings
+    area = shape[1] * shape[2] >> 2
+    found, before = area * plan["stem"] * shape[0] * KERNEL**2, plan["stem"]
+    area >>= 2 * (plan["halvings"] - 1)
     for width in plan["widths"]:
         found += area * 9 * width * (before + 2 * width)
         area, before = area >> 2, width
