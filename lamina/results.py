@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lamina import baselines, data, devices, evaluate, familiar, files, mapped, names, weights
+from lamina import baselines, data, devices, evaluate, files, inspection, mapped, names, weights
 from lamina import job as jobs
 from lamina import recipe as recipes
 from lamina import run as runs_
@@ -33,11 +33,13 @@ def finish(job: Job, state: states.TrainState, history: History, loaded_seconds:
     digest = _final_weights(job, state)
     _remember(job)
     _calibrate(job)
-    _familiarise(job)
+    inspection.familiarise(job)
+    inspection.doubt(job)
     facts = _measure(job)
     scores = facts["scores"]
     told = runs_.read_json(folder / "data.json")
     told["task"]["state"] = job.data.target.state()
+    told["findings"] = [finding.state() for finding in job.data.findings]
     if job.data.aside is not None and job.data.aside.reasons:
         told["set_aside"] = job.data.aside.state_dict()
     runs_.write_json(folder / "data.json", told)
@@ -106,48 +108,6 @@ def _calibrate(job: Job) -> None:
         output, truth = job.data.domain.ask(job.net, encoded, rows, device=job.device)
         if truth is not None:
             job.data.target.calibrate(output, torch.from_numpy(truth))
-
-
-def _familiarise(job: Job) -> None:
-    """What inputs the net knows goes into a file of the run, so that strange ones are told when it is asked. Held-out examples
-    say how far off a familiar one may lie: those of validation, else some of training that are not learned from here."""
-    loaded, domain = job.data, job.data.domain
-    plain = all(getattr(type(domain), name) is getattr(data.Domain, name) for name in ("answers", "ask", "predict"))
-    encoded, rows = loaded.parts["train"]
-    if not (job.supervised and plain and isinstance(encoded.inputs, tuple)):
-        return
-    known = np.arange(len(encoded.inputs[0])) if rows is None else rows
-    known = known[np.linspace(0, len(known) - 1, min(len(known), familiar.ROWS)).astype(np.int64)]
-    if "valid" in loaded.parts:
-        measured, others = loaded.parts["valid"]
-        others = np.arange(len(measured.inputs[0])) if others is None else others
-    else:
-        measured, others, known = encoded, known[::4], np.delete(known, np.s_[::4])
-    others = others[np.linspace(0, len(others) - 1, min(len(others), familiar.ROWS // 2)).astype(np.int64)]
-    classes = None
-    if loaded.target.name == "classes" and encoded.truth is not None:
-        classes = encoded.truth[torch.from_numpy(known)].long().reshape(-1).numpy()
-
-    def walk(examples: data.Encoded, some: np.ndarray) -> Any:
-        options = {"shuffle": False, "batch_size": 250, "device": job.device}
-        return (batch.inputs for batch in domain.batches(job.net, examples, some, **options).epoch(0))
-
-    try:
-        found = familiar.learn(job.net, walk(encoded, known), classes, walk(measured, others))
-    except Exception as error:  # a net of the user's may do what it likes; its training is done
-        if not job.facts["net"]["own"]:
-            raise
-        job.facts["familiar"] = {"why_not": f"{type(error).__name__}: {error}"}
-        return
-    if found is not None:
-        written = weights.to_bytes(found.tensors)
-        files.write(job.folder / familiar.FILE, written)
-        job.facts["familiar"] = {
-            "file": familiar.FILE,
-            "sha256": hashlib.sha256(written).hexdigest(),
-            "layers": found.layers,
-            "dims": found.dims,
-        }
 
 
 def _measure(job: Job) -> dict[str, Any]:
@@ -255,6 +215,7 @@ def _words(job: Job, scores: list[dict[str, Any]], history: History) -> list[str
             f"The net knows its training data better than new data ({train['score']} {train['value']:.3f} against "
             f"{test['value']:.3f}): more data, {augment}--net-arg dropout=0.3 or --early-stopping 5 may help."
         )
+    found += [f"{doubt.what} data.json lists them." for doubt in job.data.findings if doubt.kind == "suspected_labels"]
     if history.stopped:
         found.append(f"Stopped early: {history.stopped}")
     if job.data.aside is not None and (bad := job.data.aside.reasons):

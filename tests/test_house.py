@@ -29,16 +29,16 @@ def test_there_are_sources():
 ORDER = [
     "errors names recipe documents files archives imports findings keyed mapped signals writer quarantine foreign",
     "sources splits checks batches inference mixing augment nets weights losses optimizers schedules penalties devices "
-    "activations initialisers machine masks quicker pieces familiar views pictures grams",
+    "activations initialisers machine masks quicker pieces pseudo familiar views pictures grams",
     "targets pretrained",
     "domains evaluate",
     "data state history",
     "run fingerprints",
     "purity tape tracing divergence rewrites graphs flat lanes trial engine watchers recovery determinism "
     "baselines explain report bundle export serve",
-    "finder",
+    "finder unlabelled",
     "job asking",
-    "results",
+    "inspection results",
     "training",
     "tune bench",
     "cli",

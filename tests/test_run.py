@@ -152,7 +152,7 @@ def test_the_net_is_a_plain_module_and_its_weights_load_in_plain_torch(ours, tmp
     fresh = type(ours.net)(4, 3, **ours.facts["net"]["arguments"])
     fresh.load_state_dict(stored)
     x = (torch.from_numpy(HELD[0]) - torch.tensor(ours.domain.mean)) / torch.tensor(ours.domain.std)
-    wanted = torch.softmax(fresh.eval()(x.float()), 1).detach().numpy()
+    wanted = torch.softmax(fresh.eval()(x.float()) / ours.target.temperature, 1).detach().numpy()
     assert np.allclose(shares(ours), wanted, atol=1e-6)
     lamina.load_weights(fresh, ours.save(tmp_path / "net.safetensors"))
     assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in stored.items())

@@ -1,0 +1,132 @@
+"""What a trained net shows of its data: which inputs it knows, and which labels it doubts.
+
+In: a `Job` whose net has its final weights. Out: a file of the run, from which it is told later that an input is unlike those
+learned from (`familiar`), and a finding about labels that look wrong (`checks.labels`). Called once, before the net is
+measured. Bounded: some thousand examples are looked at, spread evenly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lamina import data, familiar, files, findings, weights
+from lamina.checks import labels
+from lamina.job import Job
+
+_SOME = 250  # examples at a time
+
+
+def familiarise(job: Job) -> None:
+    """What inputs the net knows goes into a file of the run, so that strange ones are told when it is asked. Held-out examples
+    say how far off a familiar one may lie: those of validation, else some of training that are not learned from here."""
+    loaded = job.data
+    if not _is_plain(job):
+        return
+    encoded = loaded.parts["train"][0]
+    known = _spread(_rows(job, "train"), familiar.ROWS)
+    if "valid" in loaded.parts:
+        measured, others = loaded.parts["valid"][0], _rows(job, "valid")
+    else:
+        measured, others, known = encoded, known[::4], np.delete(known, np.s_[::4])
+    others = _spread(others, familiar.ROWS // 2)
+    classes = None
+    if loaded.target.name == "classes" and encoded.truth is not None:
+        classes = encoded.truth[torch.from_numpy(known)].long().reshape(-1).numpy()
+    try:
+        found = familiar.learn(job.net, _walk(job, encoded, known), classes, _walk(job, measured, others))
+    except Exception as error:  # a net of the user's may do what it likes; its training is done
+        if not job.facts["net"]["own"]:
+            raise
+        job.facts["familiar"] = {"why_not": f"{type(error).__name__}: {error}"}
+        return
+    if found is not None:
+        written = weights.to_bytes(found.tensors)
+        files.write(job.folder / familiar.FILE, written)
+        job.facts["familiar"] = {
+            "file": familiar.FILE,
+            "sha256": hashlib.sha256(written).hexdigest(),
+            "layers": found.layers,
+            "dims": found.dims,
+        }
+
+
+def doubt(job: Job) -> None:
+    """A finding about labels that the net, or the examples most like them, are sure are others."""
+    record, loaded = job.facts.get("familiar") or {}, job.data
+    if "layers" not in record or loaded.target.name != "classes":
+        return
+    layer, dim = record["layers"][-1], record["dims"][-1]
+    found: list[tuple[Any, str, str, float]] = []
+    looked = 0
+    for part in loaded.parts:
+        encoded, rows = loaded.parts[part][0], _rows(job, part)
+        rows = _spread(rows, labels.MOST)
+        if encoded.truth is None or len(rows) <= labels.NEIGHBOURS:
+            continue
+        given = encoded.truth[torch.from_numpy(rows)].long().reshape(-1).numpy()
+        if part == "train":
+            shares = labels.of_neighbours(_embedding(job, encoded, rows, layer, dim), given, len(loaded.target.labels))
+        else:
+            answers, _ = loaded.domain.answers(job.net, encoded, loaded.target, rows, device=job.device)
+            assert answers.probabilities is not None
+            shares = answers.probabilities
+        looked += len(rows)
+        doubted, other = labels.suspects(given, shares)
+        for place, better in zip(doubted.tolist(), other.tolist(), strict=True):
+            margin = float(shares[place, better] - shares[place, given[place]])
+            label, likelier = loaded.target.labels[given[place]], loaded.target.labels[better]
+            found.append((_called(job, int(rows[place]), part), label, likelier, margin))
+    told = labels.finding(found, looked)
+    if told is not None:
+        loaded.findings = findings.worst_first([*loaded.findings, told])
+
+
+def _is_plain(job: Job) -> bool:
+    """Whether the net is asked example by example, about columns."""
+    kind = type(job.data.domain)
+    usual = all(getattr(kind, name) is getattr(data.Domain, name) for name in ("answers", "ask", "predict"))
+    return job.supervised and usual and isinstance(job.data.parts["train"][0].inputs, tuple)
+
+
+def _rows(job: Job, part: str) -> np.ndarray:
+    encoded, rows = job.data.parts[part]
+    return np.arange(len(encoded.inputs[0])) if rows is None else rows
+
+
+def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of some rows, spread evenly."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
+
+
+def _walk(job: Job, examples: data.Encoded, rows: np.ndarray) -> Any:
+    """Inputs as the net takes them, batch by batch."""
+    options: dict[str, Any] = {"shuffle": False, "batch_size": _SOME, "device": job.device}
+    return (batch.inputs for batch in job.data.domain.batches(job.net, examples, rows, **options).epoch(0))
+
+
+@torch.no_grad()
+def _embedding(job: Job, examples: data.Encoded, rows: np.ndarray, layer: str, dim: int) -> Tensor:
+    """(n, E) what goes into a layer."""
+    found = []
+    for inputs in _walk(job, examples, rows):
+        _, seen = familiar.watch(job.net, inputs, [layer])
+        found.append(familiar.summary(seen[layer], dim).cpu())
+    return torch.cat(found)
+
+
+def _called(job: Job, row: int, part: str) -> str:
+    """What a person calls an example: of the table of all parts, one after the other."""
+    source, place = job.data.source, row
+    for name in data.PARTS:
+        examples = getattr(source, name)
+        if examples is None:
+            continue
+        if place < (examples.count or 0):
+            return f"{row if examples.ids is None else examples.ids[place]} ({part})"
+        place -= examples.count or 0
+    return f"{row} ({part})"
