@@ -196,7 +196,7 @@ def _own_loss(given: Any, arguments: dict[str, Any]) -> Any:
 def batches(job: Job, part: str, *, shuffle: bool = True, net: nn.Module | None = None) -> Any:
     """Batches over a part; the training part with everything that was asked for. net: who acts, if not the job's."""
     recipe, loaded, net = job.recipe, job.data, net or job.net
-    encoded, rows = loaded.parts[part]
+    encoded, rows = loaded.more if loaded.more is not None and part == "train" and shuffle else loaded.parts[part]
     options: dict[str, Any] = {"batch_size": recipe.batch_size, "device": job.device, "seed": recipe.seed or 0}
     asked = job.origins.get("workers", ("",))[0] == "yours"
     if recipe.workers is not None and (asked or part == "train"):  # else they are chosen by measuring

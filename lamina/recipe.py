@@ -89,6 +89,9 @@ class Recipe(BaseModel):
     )
     valid: str | None = Field(None, description="Validation data: a source, or a share such as 0.1; 0 for none.")
     test: str | None = Field(None, description="Test data: a source, or a share such as 0.2; 0 for none.")
+    unlabelled: str | None = Field(
+        None, description="Examples without answers, a source: those that can be told for sure are learned from too."
+    )
     split: Literal["auto", "random", "stratified", "grouped", "time"] | None = Field(
         None, description="How shares are drawn."
     )

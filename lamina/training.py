@@ -46,6 +46,7 @@ from lamina import recipe as recipes
 from lamina import run as runs_
 from lamina import sources as sources_
 from lamina import state as states
+from lamina import unlabelled as unlabelled_
 from lamina.batches import keeping_generators
 from lamina.domains import image
 from lamina.errors import Interrupted, LaminaError, ResourceError, RunError, UsageError
@@ -88,6 +89,7 @@ def train(
     init: Any = None,
     valid: Any = None,
     test: Any = None,
+    unlabelled: Any = None,
     groups: Any = None,
     times: Any = None,
     watchers: Sequence[Any] = (),
@@ -102,7 +104,8 @@ def train(
 
     source: a name ("digits", "mnist"), a path or several, a data frame, arrays (x, y), a Dataset or a DataLoader. net: an
     `nn.Module`, a class, "mlp", "convnet" or "my.py:Net"; loss: a callable (output, truth) -> 0-d, or a name; optimizer: a
-    name, a `torch.optim.Optimizer`, or a callable (parameters) -> optimizer. valid, test: a source or a share. groups, times
+    name, a `torch.optim.Optimizer`, or a callable (parameters) -> optimizer. valid, test: a source or a share. unlabelled: a
+    source of examples without answers; those that can be told for sure are learned from as well. groups, times
     (N,): what must not be split, what comes later is held out. watchers: callables (progress) -> Stop, Save, Log or None.
     name, runs: the folder is runs/name, or a free number. recipe: a TOML file; settings: any field of `Recipe`.
 
@@ -126,10 +129,10 @@ def train(
     groups, times = (None if isinstance(given, str) else given for given in (groups, times))
     objects: dict[str, Any] = {}
     for key, given in (("net", net), ("loss", loss), ("optimizer", optimizer), ("domain", domain), ("task", task),
-                       ("init", init), ("valid", valid), ("test", test)):  # fmt: skip
+                       ("init", init), ("valid", valid), ("test", test), ("unlabelled", unlabelled)):  # fmt: skip
         if given is None:
             continue
-        if key in ("valid", "test"):
+        if key in ("valid", "test", "unlabelled"):
             given = sources_.named(given) or given
         if isinstance(given, str) or (key in ("valid", "test") and isinstance(given, (int, float))):
             asked[key] = given
@@ -177,6 +180,7 @@ def resume(
     task: Any = None,
     valid: Any = None,
     test: Any = None,
+    unlabelled: Any = None,
     groups: Any = None,
     watchers: Sequence[Any] = (),
     accept_data_change: bool = False,
@@ -238,6 +242,7 @@ def resume(
         device = devices.pick(asked.device or "auto")
         module = module.to(device)
         jobs.check_contract(module, loaded, criterion, device, asked)
+        unlabelled_.again(loaded, folder, asked, facts, unlabelled)
         job = Job(asked, origins, loaded, module, criterion, device, optimizer, watchers, folder, facts, screen, began)
         job.screen.log = _logger(folder, screen)
         jobs.lay_out(job)
@@ -374,9 +379,18 @@ def _start(
     module = module.to(device)
     if found.weights is not None and not names.is_pretrained(found.net):
         weights.load_weights(module, found.weights)
-    elif not own_net and (rows := loaded.rows("train")) is not None:
+    told: dict[str, Any] | None = None
+    more = objects.get("unlabelled", found.unlabelled)
+    if more is not None and own_net:
+        raise UsageError("unlabelled is for nets of ours, and this one is yours.", fix="leave it out")
+    fresh = not own_net and (found.weights is None or names.is_pretrained(found.net))
+    if fresh and (rows := loaded.rows("train")) is not None:
         with keeping_generators():
             loaded.domain.begin(module, loaded.parts["train"][0], rows, loaded.target)
+            if more is not None:
+                told = unlabelled_.tell(loaded, more, module, found)
+                assert loaded.more is not None
+                loaded.domain.begin(module, *loaded.more, loaded.target)
     jobs.check_contract(module, loaded, criterion, device, found)
     how = objects.get("init") or found.init or "pytorch"
     if how != "pytorch" and found.weights is None:
@@ -402,6 +416,8 @@ def _start(
             **{part: loaded.size(part) for part in data.PARTS},
         },
     }
+    if told is not None:
+        facts["unlabelled"] = told
     job = Job(found, origins, loaded, module, criterion, device, objects.get("optimizer"), watchers, place, facts, screen,
               began)  # fmt: skip
     jobs.fit_to_machine(job)
@@ -507,6 +523,7 @@ def _write_start(job: Job, learning: _Learning) -> None:
         },
     )
     loaded.domain.save(folder)
+    unlabelled_.save(loaded, folder)
     fingerprints.write(folder, loaded, job.recipe)
     if loaded.split is not None:
         files.write(folder / "splits.csv", splits.csv(loaded.split))

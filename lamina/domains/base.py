@@ -79,6 +79,13 @@ class Domain:
     def begin(self, net: nn.Module, examples: Encoded, rows: np.ndarray, target: Target) -> None:
         """Give a net of the domain's own, just made, what its weights can know of the training rows before it learns."""
 
+    def sides(self, net: nn.Module, examples: Encoded, rows: np.ndarray) -> list[Any]:
+        """Some encoded examples (rows sorted) as simple models see them that are to tell the answers of others: one table of
+        numbers (n, F), or a sparse matrix of which words stand in them, or both."""
+        found = [self.plain(examples.inputs, rows, model) for model in self.simple]
+        tables = [table for table in found if table is not None and not hasattr(table, "tocsr")][:1]
+        return tables + [table for table in found if hasattr(table, "tocsr")][:1]
+
     def save(self, folder: Path) -> None:
         """Write into the run's folder what is too large for its JSON."""
 

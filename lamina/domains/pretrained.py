@@ -19,21 +19,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lamina import names, pretrained
+from lamina import mapped, names, pretrained, pseudo
 from lamina.batches import over
 from lamina.domains.arrays import Scale
 from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, UsageError
 from lamina.findings import Finding
-from lamina.inference import PORTIONS
 from lamina.recipe import Recipe
 from lamina.sources import Examples, Source
 from lamina.targets.base import Target
 
 KEPT_IN = "trunk"  # the folder in a run with the trunk's configuration and tokenizer
 LENGTH = 0.999  # share of the training texts that are taken whole
-PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strengths of the L2 penalty that are tried, inverse: sklearn's C
 FOLDS = 5
+TRIED = 3_000  # examples in cross-validation
+FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of what the features and the words say, that are tried
+AT_ONCE = 16  # examples in the trunk: few of like length, in little memory
+OUTPUTS_MOST = 32  # beyond it the words would need more numbers than the trunk has
 
 
 @dataclass
@@ -119,7 +121,8 @@ class Pretrained(Domain):
         table = torch.full((len(column), self.length), self.tokens.padding, dtype=torch.int32)
         for row, numbers in enumerate(column):
             table[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.int32)
-        return (table,)
+        special = self.tokens.special
+        return (table, torch.from_numpy(pretrained.grams(table.numpy(), self.tokens.padding, special)))
 
     def prepare(self) -> nn.Module:
         if self.card.inputs == "texts":
@@ -135,7 +138,9 @@ class Pretrained(Domain):
         padding = self.tokens.padding if self.card.inputs == "texts" else 0
         trunk = pretrained.trunk(self.card, padding, file=self.weights, empty=self._kept is not None)
         width = pretrained.width(trunk, self.card)
-        return pretrained.Tuned(trunk, width, target.width, frozen=not tune, dropout=dropout)
+        words = self.card.inputs == "texts"
+        grams = pretrained.GRAMS if words and target.name == "classes" and target.width <= OUTPUTS_MOST else 0
+        return pretrained.Tuned(trunk, width, target.width, frozen=not tune, dropout=dropout, grams=grams)
 
     def opinions(self, examples: Examples, target: Target, asked: Recipe) -> dict[str, tuple[Any, str]]:
         if not asked.net_arg.get("tune"):
@@ -164,81 +169,93 @@ class Pretrained(Domain):
 
     # --- What a frozen trunk makes of examples is computed once -------------------------------------------------------
 
-    def featured(self, net: nn.Module, examples: Encoded, rows: np.ndarray | None, device: Any = "cpu") -> Encoded:
-        """The examples with the features (N, F) of a frozen trunk in the place of their inputs; zeros in the rows that were
+    def featured(self, net: Any, examples: Encoded, rows: np.ndarray | None, device: Any = "cpu") -> Encoded:
+        """The examples with the features (N, F) of a trunk in the place of tokens or pictures; zeros in the rows that were
         not asked for. They are kept with the examples."""
         column = examples.inputs[0]
-        wanted = np.zeros(len(column), bool)
-        wanted[np.arange(len(column)) if rows is None else rows] = True
         kept = examples.__dict__.setdefault("features", {})
-        if "table" not in kept:
-            kept["table"] = torch.zeros(len(column), int(net.features))  # type: ignore[arg-type]
-            kept["there"] = np.zeros(len(column), bool)
-        missing = np.flatnonzero(wanted & ~kept["there"])
+        if not kept:
+            kept.update(table=torch.zeros(len(column), int(net.features)), there=np.zeros(len(column), bool))
+        wanted = np.arange(len(column)) if rows is None else np.unique(rows)
+        missing = wanted[~kept["there"][wanted]]
         if len(missing):
-            kept["table"][torch.from_numpy(missing)] = self.computed(net.trunk, column, missing, device)  # type: ignore[arg-type]
+            kept["table"][torch.from_numpy(missing)] = self._computed(net.trunk, column, missing, device)
             kept["there"][missing] = True
-        return Encoded((kept["table"],), examples.truth, examples.encode_truth)
+        return Encoded((kept["table"], *examples.inputs[1:]), examples.truth, examples.encode_truth)
 
     @torch.no_grad()
-    def computed(self, trunk: nn.Module, column: Tensor, rows: np.ndarray, device: Any = "cpu") -> Tensor:
+    def _computed(self, trunk: nn.Module, column: Tensor, rows: np.ndarray, device: Any) -> Tensor:
         """(n, F) of some rows: those of like length together."""
-        order = rows
-        if column.ndim == 2:
-            some = column[torch.from_numpy(rows)]
-            order = rows[np.argsort((some != self.tokens.padding).sum(1).numpy(), kind="stable")]
-        prepare, place = self.prepare().to(device), np.empty(int(column.shape[0]), np.int64)
-        place[rows] = np.arange(len(rows))
-        found: Tensor | None = None
-        for at in range(0, len(order), PORTIONS[0]):
-            piece = order[at : at + PORTIONS[0]]
-            made = trunk(prepare(column[torch.from_numpy(piece)].to(device))).float().cpu()
-            found = torch.empty(len(rows), made.shape[1]) if found is None else found
-            found[torch.from_numpy(place[piece])] = made
-        assert found is not None
-        return found
+        order = np.arange(len(rows))
+        if self.card.inputs == "texts":
+            lengths = (mapped.take(column, torch.from_numpy(rows)) != self.tokens.padding).sum(1)
+            order = np.argsort(lengths.numpy(), kind="stable")
+        prepare, found = self.prepare().to(device), []
+        for places in np.split(order, range(AT_ONCE, len(order), AT_ONCE)):
+            inputs = mapped.take(column, torch.from_numpy(rows[places])).to(device)
+            found.append(trunk(prepare(inputs)).float().cpu())
+        table = torch.cat(found)
+        return table[torch.from_numpy(np.argsort(order, kind="stable"))]
 
     def batches(self, net: nn.Module, examples: Encoded, rows: np.ndarray | None, **options: Any) -> Any:
-        if not getattr(net, "frozen", False):
-            if examples.inputs[0].ndim == 2 and examples.inputs[0].is_floating_point():  # features
-                return over(examples.inputs, examples.truth, indices=rows, prepare=None, **options)
-            return super().batches(net, examples, rows, **options)
-        if options.get("augment") is not None:
-            raise UsageError(
-                "augment changes pictures in every epoch, and what a frozen trunk makes of them is computed once.",
-                fix="leave augment out, or train the trunk too: --net-arg tune=true",
-            )
-        found = self.featured(net, examples, rows, options.get("device", "cpu"))
-        return over(found.inputs, found.truth, indices=rows, prepare=None, **options)
-
-    def ask(self, net: nn.Module, examples: Encoded, rows: np.ndarray | None = None, **options: Any) -> Any:
         if getattr(net, "frozen", False):
-            examples, net = self.featured(net, examples, rows, options.get("device", "cpu")), net.head  # type: ignore[assignment]
+            if options.get("augment") is not None:
+                raise UsageError(
+                    "augment changes pictures in every epoch, and what a frozen trunk makes of them is computed once.",
+                    fix="leave augment out, or train the trunk too: --net-arg tune=true",
+                )
+            examples = self.featured(net, examples, rows, options.get("device", "cpu"))
+        if examples.inputs[0].ndim == 2 and examples.inputs[0].is_floating_point():  # features need no preparation
+            return over(examples.inputs, examples.truth, indices=rows, **options)
+        return super().batches(net, examples, rows, **options)
+
+    def ask(self, net: Any, examples: Encoded, rows: np.ndarray | None = None, **options: Any) -> Any:
+        if getattr(net, "frozen", False):
+            examples, net = self.featured(net, examples, rows, options.get("device", "cpu")), net.head
         return super().ask(net, examples, rows, **options)
 
-    def validate(self, net: nn.Module, batches: Any, target: Target, loss: Any, **options: Any) -> dict[str, float]:
-        asked: Any = net.head if getattr(net, "frozen", False) else net
-        return super().validate(asked, batches, target, loss, **options)
+    def validate(self, net: Any, batches: Any, target: Target, loss: Any, **options: Any) -> dict[str, float]:
+        return super().validate(net.head if getattr(net, "frozen", False) else net, batches, target, loss, **options)
 
-    def begin(self, net: nn.Module, examples: Encoded, rows: np.ndarray, target: Target) -> None:
-        """Begin where a logistic regression on the features ends. Its penalty is chosen by cross-validation."""
-        table = self.featured(net, examples, rows).inputs[0][torch.from_numpy(rows)]
-        head: Any = net.head
+    def begin(self, net: Any, examples: Encoded, rows: np.ndarray, target: Target) -> None:
+        """Begin where a regression on the features and naive Bayes on the words end; how much the words are to say, and how
+        sure both are together, is chosen by cross-validation."""
+        some = torch.from_numpy(rows)
+        found = self.featured(net, examples, rows)
+        table = found.inputs[0][some]
+        head = net.head
         head.mean.copy_(table.mean(0))
         head.std.copy_(table.std(0).clamp_min(1e-6) if len(table) > 1 else torch.ones_like(head.std))
         if target.name != "classes" or target.width < 2 or examples.truth is None:
             nn.init.normal_(head.out.weight, std=0.01)
             return
-        truth = examples.truth[torch.from_numpy(rows)].numpy()
-        weight, bias = regression(((table - head.mean) / head.std).numpy(), truth, target.width)
-        head.out.weight.data.copy_(torch.from_numpy(weight))
-        head.out.bias.data.copy_(torch.from_numpy(bias))
+        numbers = ((table - head.mean) / head.std).numpy()
+        words = None if head.bag is None else _sparse(mapped.take(found.inputs[1], some).numpy())
+        shares = np.eye(target.width)[examples.truth[some].numpy()]
+        scale, of_words = _mixture(numbers, words, shares)
+        weight, bias = pseudo.regression(numbers, shares)
+        head.out.weight.data.copy_(torch.from_numpy(scale * weight.T))
+        head.out.bias.data.copy_(torch.from_numpy(scale * bias))
+        if words is not None:
+            head.bag.ratio[1:].copy_(torch.from_numpy(of_words * pseudo.bayes(words, shares)))
+
+    def sides(self, net: Any, examples: Encoded, rows: np.ndarray) -> list[Any]:
+        found = self.featured(net, examples, rows)
+        sides: list[Any] = [found.inputs[0][torch.from_numpy(rows)].numpy()]
+        return sides + [_sparse(mapped.take(column, torch.from_numpy(rows)).numpy()) for column in found.inputs[1:]]
 
     def open_inputs(self, path: str) -> tuple[Any, list[str]]:
         return self.below.open_inputs(path)
 
+    @property
+    def simple(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.below.simple
+
     def plain(self, inputs: Any, rows: np.ndarray, model: str) -> Any:
-        return self.below.plain(inputs, rows, model) if self.card.inputs == "pictures" else None
+        """Of pictures what the image domain gives; of texts which tokens and pairs of them stand in each."""
+        if self.card.inputs == "pictures":
+            return self.below.plain(inputs, rows, model)
+        return _sparse(mapped.take(inputs[1], torch.from_numpy(rows)).numpy())
 
     def pictures(self, inputs: Any, rows: np.ndarray) -> np.ndarray | None:
         return self.below.pictures(inputs, rows) if self.card.inputs == "pictures" else None
@@ -262,32 +279,41 @@ def _texts(inputs: Any, rows: np.ndarray | None) -> list[str]:
     return [str(entry) for entry in (column if rows is None else column[rows])]
 
 
-def regression(table: np.ndarray, truth: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(weights (K, F), bias (K,)) of a logistic regression whose penalty is chosen by stratified cross-validation. Classes
-    that do not occur have a bias that never lets them win."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+def _sparse(numbers: np.ndarray) -> Any:
+    """N-grams (n, A), numbers from 1 up -> a sparse matrix (n, GRAMS) of 0 and 1."""
+    from scipy import sparse
 
-    counts = np.bincount(truth, minlength=classes)
-    folds = min(FOLDS, int(counts[counts > 0].min()))
-    best = PENALTIES[1]
-    if folds >= 2:
-        way = StratifiedKFold(folds, shuffle=True, random_state=0)
-        losses = []
-        seen = np.unique(truth, return_inverse=True)[1]
-        for strength in PENALTIES:
-            model = LogisticRegression(C=strength, max_iter=300)
-            found = cross_val_predict(model, table, truth, cv=way, method="predict_proba")
-            losses.append(-np.log(found[np.arange(len(seen)), seen].clip(1e-12)).mean())
-        best = PENALTIES[int(np.argmin(losses))]
-    model = LogisticRegression(C=best, max_iter=1000).fit(table, truth)
-    weight, bias = np.zeros((classes, table.shape[1]), np.float32), np.full(classes, -20.0, np.float32)
-    if len(model.classes_) == 2:  # one logit, for the second
-        halves = np.array([-0.5, 0.5])
-        weight[model.classes_], bias[model.classes_] = halves[:, None] * model.coef_, halves * model.intercept_
-    else:
-        weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
-    return weight, bias
+    of_texts, places = np.nonzero(numbers)
+    shape = (len(numbers), pretrained.GRAMS)
+    return sparse.csr_matrix((np.ones(len(of_texts)), (of_texts, numbers[of_texts, places] - 1)), shape)
+
+
+def _mixture(numbers: np.ndarray, words: Any, shares: np.ndarray) -> tuple[float, float]:
+    """(factor of the regression, factor of naive Bayes) that make held-out answers likeliest, over FOLDS folds."""
+    rows = np.linspace(0, len(shares) - 1, min(len(shares), TRIED)).astype(int)
+    truth = shares[rows].argmax(1)
+    smallest = np.bincount(truth)[np.unique(truth)].min()
+    if smallest < 2:
+        return 1.0, 0.0
+    fold = np.empty(len(rows), int)
+    for k in np.unique(truth):
+        fold[truth == k] = np.arange((truth == k).sum()) % FOLDS
+    one, other = np.zeros((len(rows), shares.shape[1])), np.zeros((len(rows), shares.shape[1]))
+    for k in range(FOLDS):
+        out, rest = fold == k, rows[fold != k]
+        if out.any():
+            weight, bias = pseudo.regression(numbers[rest], shares[rest])
+            one[out] = numbers[rows[out]] @ weight + bias
+            if words is not None:
+                count = np.maximum(np.asarray(words[rows[out]].sum(1)), 1)  # as the bag of the net does
+                other[out] = words[rows[out]] @ pseudo.bayes(words[rest], shares[rest]) / np.sqrt(count)
+
+    def surprise(pair: tuple[float, float]) -> float:
+        found = pseudo.softmax(pair[0] * one + pair[1] * other)
+        return float(-np.log(found[np.arange(len(truth)), truth].clip(1e-12)).mean())
+
+    pairs = [(a, b) for a in FACTORS for b in ((0.0, *FACTORS) if words is not None else (0.0,))]
+    return min(pairs, key=surprise)
 
 
 DOMAIN = Pretrained
