@@ -77,7 +77,7 @@ def test_answers_are_those_of_the_formulas():
         k = int(np.argmin(apart))
         shares = []
         for some in (centres, *again):
-            powers = np.exp([-((point - centre) ** 2).sum() / (2 * 0.5 / 2) for centre in some])
+            powers = np.exp([-((point - centre) ** 2).sum() / (2 * 0.5) for centre in some])
             shares.append(powers / powers.sum())
         assert answers.prediction[n] == k + 1
         np.testing.assert_allclose(answers.probabilities[n], np.mean(shares, 0), rtol=1e-4)
@@ -86,6 +86,14 @@ def test_answers_are_those_of_the_formulas():
         assert answers.silhouette[n] == pytest.approx((next_ - near) / next_, rel=1e-4)
         assert answers.distance[n] == pytest.approx(near, rel=1e-4)
     assert (answers[2:4].again == answers.again[2:4]).all() and len(answers[2:4]) == 2
+
+
+def test_the_variance_is_that_along_the_directions_in_which_points_differ():
+    rng = np.random.default_rng(0)
+    points = np.zeros((4000, 20), "float32")
+    points[:, :2] = rng.normal(0, 0.5, (4000, 2))  # in the other 18 directions they are the same
+    points[:2000, 0] += 20
+    assert group(points, 2).variance == pytest.approx(0.25, rel=0.06)
 
 
 def test_an_example_between_two_clusters_is_less_sure_than_one_in_the_middle():
@@ -118,13 +126,15 @@ def test_the_contrast_is_that_of_its_formula():
         b = (a + 4) % 8
         alike = [torch.exp(F.cosine_similarity(output[a], output[c], 0) / 0.3) for c in range(8)]
         total -= torch.log(alike[b] / sum(alike[c] for c in range(8) if c != a))
-    assert float(contrast(output, 0.3)) == pytest.approx(float(total) / 8)
+    assert float(contrast(output, temperature=0.3)) == pytest.approx(float(total) / 8)
 
 
 def test_the_contrast_is_least_where_views_agree_and_examples_do_not():
     apart = torch.eye(4)
-    assert contrast(apart.repeat(2, 1), 0.1) < contrast(torch.cat([apart, apart.roll(1, 0)]), 0.1)
-    assert contrast(apart.repeat(2, 1), 0.1) < contrast(torch.ones(8, 4), 0.1)
+    assert contrast(apart.repeat(2, 1), temperature=0.1) < contrast(
+        torch.cat([apart, apart.roll(1, 0)]), temperature=0.1
+    )
+    assert contrast(apart.repeat(2, 1), temperature=0.1) < contrast(torch.ones(8, 4), temperature=0.1)
 
 
 def key(n: int, epoch: int = 0) -> Key:

@@ -11,6 +11,7 @@ again in other examples of the same kind. What is found again in resamples also 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -58,7 +59,7 @@ class Grouping:
 
     centres: np.ndarray  # (K, D) float32
     again: np.ndarray  # (AGAIN, K, D) float32, those of resamples in the same order
-    spread: float  # mean squared distance of a point from its centre
+    variance: float  # of a point round its centre, along the directions in which points differ
     sizes: np.ndarray  # (K,) points that they were found with
 
     def answers(self, points: np.ndarray) -> Groups:
@@ -69,12 +70,11 @@ class Grouping:
         """
         squares = _squares(points, self.centres)  # (N, K)
         best = squares.argmin(1)
-        size = max(self.spread / points.shape[1], 1e-12)
         total, labels = np.zeros(squares.shape), []
         for centres in (self.centres, *self.again):
             apart = _squares(points, centres)
             labels.append(apart.argmin(1))
-            powers = np.exp(-(apart - apart.min(1, keepdims=True)) / (2 * size))
+            powers = np.exp(-(apart - apart.min(1, keepdims=True)) / (2 * max(self.variance, 1e-12)))
             total += powers / powers.sum(1, keepdims=True)
         probabilities = total / (1 + len(self.again))
         near = np.sqrt(np.sort(squares, 1)[:, :2])  # (N, 2)
@@ -123,7 +123,11 @@ def group(points: np.ndarray, clusters: int, seed: int = 0) -> Grouping:
         common = np.zeros((clusters, clusters))
         np.add.at(common, (own, _squares(points, other).argmin(1)), 1)
         again.append(other[linear_sum_assignment(-common)[1]])
-    return Grouping(centres, np.stack(again), float(squares.min(1).mean()), np.bincount(own, minlength=clusters))
+    off = (points - centres[own]).astype(np.float64)
+    spread = off.T @ off / len(off)  # (D, D) covariance within clusters
+    # Of its variances in all directions the mean, weighted by themselves: few directions have most, the others next to none.
+    variance = float((spread**2).sum() / max(np.trace(spread), 1e-12))
+    return Grouping(centres, np.stack(again), variance, np.bincount(own, minlength=clusters))
 
 
 def count(points: np.ndarray, most: int = MOST, seed: int = 0) -> tuple[int, list[dict[str, float]]]:
@@ -149,12 +153,12 @@ def count(points: np.ndarray, most: int = MOST, seed: int = 0) -> tuple[int, lis
     return max(int(entry["clusters"]) for entry in tried if entry["stability"] >= best - NEAR), tried
 
 
-def contrast(output: Tensor, temperature: float) -> Tensor:
+def contrast(output: Tensor, truth: Any = None, temperature: float = 0.5) -> Tensor:
     """How badly each view (2 B, D) tells its other half, rows k and B + k, from all other rows: the mean over rows of
 
         -log( exp(cos(a, b) / temperature) / sum over the others c of exp(cos(a, c) / temperature) ).
 
-    NT-Xent of Chen, Kornblith, Norouzi and Hinton, "A simple framework for contrastive learning", ICML 2020.
+    There is no truth. NT-Xent of Chen, Kornblith, Norouzi and Hinton, "A simple framework for contrastive learning", ICML 2020.
     """
     found = F.normalize(output)
     rows = len(found)
@@ -208,6 +212,8 @@ class Clusters(Target):
             )
         elif pictures:
             found["augment"] = ("zoom=0.7,flip,brightness=0.4,contrast=0.4,saturation=0.8", "two views are to be alike")
+        if domain == "table" and asked.net is None:
+            found["net"] = ("mlp", "one embedding, not one of each of many members")
         if small and asked.net in (None, "convnet", "mlp"):
             found["net_arg"] = ({"dropout": 0.0, **asked.net_arg}, "the views differ enough")
         return found
@@ -225,12 +231,7 @@ class Clusters(Target):
         return self.dimensions
 
     def loss(self) -> Callable[..., Tensor]:
-        temperature = self.temperature
-
-        def contrasted(output: Tensor, truth: Any = None) -> Tensor:
-            return contrast(output, temperature)
-
-        return contrasted
+        return functools.partial(contrast, temperature=self.temperature)
 
     def check(self, output: Any, truth: Any, loss: Any) -> None:
         if output.ndim != 2 or output.shape[1] < 2:
@@ -283,11 +284,11 @@ class Clusters(Target):
         return {"cluster": answers.prediction, "confidence": answers.confidence}
 
     def save(self, folder: Path) -> None:
-        """clusters.safetensors: `centres` (K, D), `again` (AGAIN, K, D), `spread` and `sizes` (K,)."""
+        """clusters.safetensors: `centres` (K, D), `again` (AGAIN, K, D), `variance` and `sizes` (K,)."""
         if self.grouping is not None:
             found = self.grouping
             held = {"centres": torch.from_numpy(found.centres), "again": torch.from_numpy(found.again),
-                    "spread": torch.tensor([found.spread]), "sizes": torch.from_numpy(found.sizes)}  # fmt: skip
+                    "variance": torch.tensor([found.variance]), "sizes": torch.from_numpy(found.sizes)}  # fmt: skip
             files.write(folder / FILE, weights.to_bytes(held))
 
     def open(self, folder: Path) -> None:
@@ -299,7 +300,7 @@ class Clusters(Target):
             centres, again = held["centres"].float().numpy(), held["again"].float().numpy()
             if centres.ndim != 2 or again.shape[1:] != centres.shape or len(held["sizes"]) != len(centres):
                 raise ValueError(f"centres of shape {centres.shape}, those of resamples {again.shape}")
-            self.grouping = Grouping(centres, again, float(held["spread"][0]), held["sizes"].numpy())
+            self.grouping = Grouping(centres, again, float(held["variance"][0]), held["sizes"].numpy())
         except (KeyError, ValueError, IndexError) as error:
             raise RunError(f"{place} is damaged: {error}", fix="restore it from a copy, or train again") from error
 
