@@ -286,27 +286,30 @@ def _whole(classes: np.ndarray, same: np.ndarray, shares: np.ndarray, seed: int)
     """
     rng = np.random.default_rng(seed)
     order = np.argsort(same, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(same[order])) + 1)
+    sizes = np.bincount(same)
+    starts = np.cumsum(sizes) - sizes  # of each example's rows, in this order
     different = np.bincount(np.unique(np.stack([classes, same]), axis=1)[0])  # examples of each class
     need = int((shares > 0).sum())
-    if len(members) < need:
+    if len(sizes) < need:
         raise DataError(
-            f"There {'is 1 different example' if len(members) == 1 else f'are {len(members)} different examples'} for "
+            f"There {'is 1 different example' if len(sizes) == 1 else f'are {len(sizes)} different examples'} for "
             f"{need} parts: the others are copies.",
             expected=f"{need} or more",
             fix="give more examples, ask for no validation or test part, or how='random'",
         )
     rare = np.flatnonzero(different < FEW)
+    if len(rare) == len(different) > 1:
+        few = f"; not stratified: no class has {FEW} different examples"
+        return _whole(np.zeros_like(classes), same, shares, seed)[0], f"at random, seed {seed}{few}"
     counts = np.bincount(classes)
     room = np.zeros((len(counts), 3), np.int64)
     room[rare, 0] = counts[rare]
     spread = rng.permutation(np.setdiff1d(np.arange(len(counts)), rare))
     room[spread] = _table(counts[spread], shares) if len(spread) else 0
     parts = np.full(len(classes), -1, np.int8)
-    sizes = np.array([len(rows) for rows in members])
     several = np.flatnonzero(sizes > 1)
     for unit in several[np.lexsort((rng.permutation(len(several)), -sizes[several]))]:
-        rows = members[unit]
+        rows = order[starts[unit] : starts[unit] + sizes[unit]]
         kinds, amounts = np.unique(classes[rows], return_counts=True)
         left = room[kinds] - amounts[:, None]  # (kinds, 3)
         fitting = np.flatnonzero((left >= 0).all(0) & (shares > 0))
@@ -323,7 +326,7 @@ def _whole(classes: np.ndarray, same: np.ndarray, shares: np.ndarray, seed: int)
     for label in np.unique(classes[single]):
         rows = single[classes[single] == label]
         parts[rng.permutation(rows)] = np.repeat(np.arange(3, dtype=np.int8), _filled(room[label], len(rows)))
-    _mend(parts, classes, members, shares)
+    _mend(parts, classes, same, shares)
     few = len(rare)
     words = (
         f"; {few} class{'es' if few > 1 else ''} with fewer than {FEW} different examples in train only" if few else ""
@@ -341,19 +344,20 @@ def _filled(room: np.ndarray, count: int) -> np.ndarray:
     return sizes
 
 
-def _mend(parts: np.ndarray, classes: np.ndarray, members: list[np.ndarray], shares: np.ndarray) -> None:
+def _mend(parts: np.ndarray, classes: np.ndarray, same: np.ndarray, shares: np.ndarray) -> None:
     """In place: no part that was asked for is empty, and no class is held out that train has not."""
+    sizes = np.bincount(same)
     for part in np.flatnonzero(shares > 0):
         if not (parts == part).any():
-            of = np.array([parts[rows[0]] for rows in members])
-            donors = np.flatnonzero(np.bincount(of, minlength=3) > 1)
-            movable = [k for k in range(len(members)) if of[k] in donors]
-            parts[members[min(movable, key=lambda k: len(members[k]))]] = part
+            of = np.zeros(len(sizes), np.int8)
+            of[same] = parts
+            movable = np.bincount(of, minlength=3)[of] > 1
+            parts[same == np.where(movable, sizes, len(parts) + 1).argmin()] = part
     learned = np.zeros(int(classes.max()) + 1, bool)
     learned[classes[parts == 0]] = True
-    for unit in members:
-        held = parts[unit[0]]
-        if held > 0 and not learned[classes[unit]].all() and (parts == held).sum() > len(unit):
+    for row in np.flatnonzero(~learned[classes]):
+        unit = same == same[row]
+        if not learned[classes[row]] and (parts == parts[row]).sum() > unit.sum():
             parts[unit] = 0
             learned[classes[unit]] = True
 

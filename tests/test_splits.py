@@ -250,6 +250,84 @@ def test_requests_that_make_no_sense_are_refused(request_, words):
         split(10, **request_)
 
 
+# --- Copies -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 25), st.integers(0, 3)), min_size=1, max_size=150), shares, shares, seeds,
+       st.sampled_from(["auto", "stratified", "numbers"]))  # fmt: skip
+def test_copies_never_straddle_and_what_is_held_out_was_learned(rows, valid, test, seed, how):
+    copies, truth = np.array(rows).T
+    options = {"valid": valid, "test": test, "seed": seed, "copies": copies}
+    if how != "numbers":
+        options.update(truth=truth, how=how)
+    copied = len(set(copies.tolist())) < len(copies)
+    common = copied or how != "stratified" or np.bincount(truth).max() >= FEW
+    if len(set(copies.tolist())) < asked_for(valid, test) or not common:
+        with pytest.raises(DataError, match="parts|No class has 3"):
+            split(len(rows), **options)
+        return
+    found = split(len(rows), **options)
+    assert whole(found, len(rows)) and same(found, split(len(rows), **options))
+    sides = [set(copies[part]) for part in (found.train, found.valid, found.test)]
+    assert sum(map(len, sides)) == len(set(copies.tolist()))
+    assert [bool(side) for side in sides] == [True, valid > 0, test > 0]
+
+
+@given(st.integers(40, 300), st.integers(2, 5), st.integers(0, 40), seeds)
+def test_with_copies_every_class_has_its_exact_shares_where_there_are_rows_enough(n, classes, again, seed):
+    rng = np.random.default_rng(seed)
+    truth = np.arange(n * classes) % classes
+    copies = np.arange(n * classes)
+    copied = rng.permutation(n * classes)[:again]
+    truth, copies = np.append(truth, truth[copied]), np.append(copies, copied)
+    found = split(len(truth), truth=truth, copies=copies, seed=seed)
+    plain = split(len(truth), truth=truth, seed=seed)
+    for part in ("train", "valid", "test"):
+        ours, theirs = (np.bincount(truth[getattr(one, part)], minlength=classes) for one in (found, plain))
+        assert np.abs(ours - theirs).max() <= 1  # each rounded up or down
+        assert abs(len(getattr(found, part)) - len(getattr(plain, part))) <= 1
+    assert found.how.endswith(
+        f"; {again} {'copy' if again == 1 else 'copies'} kept together" if again else "seed " + str(seed)
+    )
+
+
+def test_where_nothing_is_a_copy_the_split_is_as_it_was():
+    truth = np.arange(200) % 3
+    for how in ({"truth": truth}, {}, {"groups": np.arange(200) // 5}, {"times": np.arange(200)}):
+        found, plain = split(200, copies=np.arange(200)[::-1], **how), split(200, **how)
+        assert same(found, plain) and found.how == plain.how
+
+
+def test_copies_have_the_same_chance_as_others():
+    copies = np.append(np.arange(90), np.arange(10))
+    hits = np.zeros(100)
+    for seed in range(600):
+        hits[split(100, valid=0, test=0.3, copies=copies, seed=seed).test] += 1
+    assert np.abs(hits / 600 - 0.3).max() < 4.5 * math.sqrt(0.3 * 0.7 / 600)
+
+
+def test_copies_unite_groups():
+    groups = np.arange(60) // 3
+    copies = np.arange(60)
+    copies[3], copies[58] = 0, 7  # group 1 hangs on group 0, the last on group 2
+    found = split(60, groups=groups, copies=copies)
+    assert found.how == "by 18 groups that stay whole, seed 0; 2 copies kept together"
+    together = [{0, 1, 2, 3, 4, 5}, {6, 7, 8, 57, 58, 59}]
+    for rows in together:
+        assert len({int(found.parts[row]) for row in rows}) == 1
+
+
+def test_who_asks_for_random_rows_or_times_gets_them():
+    copies = np.arange(100) // 2
+    assert same(split(100, how="random", copies=copies), split(100, how="random"))
+    assert same(split(100, times=np.arange(100), copies=copies), split(100, times=np.arange(100)))
+
+
+def test_too_few_different_examples_are_refused():
+    with pytest.raises(DataError, match="There are 2 different examples for 3 parts: the others are copies"):
+        split(100, copies=np.arange(100) % 2)
+
+
 # --- splits.csv -------------------------------------------------------------------------------------------------------
 
 
