@@ -20,7 +20,7 @@ from lamina import augment, data, devices, files, initialisers, losses, mapped, 
 from lamina import recipe as recipes
 from lamina import run as runs_
 from lamina import sources as sources_
-from lamina.errors import ResourceError, UsageError, near
+from lamina.errors import DataError, ResourceError, UsageError, near
 from lamina.recipe import Recipe
 
 
@@ -222,6 +222,7 @@ def _open_source(source: Any, wanted: Recipe, objects: dict[str, Any], groups: A
         opened = domain.read(source, **options)
     else:
         opened = sources_.open(source, **options)
+    _refuse_one_class(opened, wanted)
     for attribute, column in (("groups", groups), ("times", times)):
         if column is not None:
             column = np.asarray(column)
@@ -238,3 +239,17 @@ def _open_source(source: Any, wanted: Recipe, objects: dict[str, Any], groups: A
                 fix=f"leave {part} out, or give a source of training examples only",
             )
     return opened
+
+
+def _refuse_one_class(opened: sources_.Source, wanted: Recipe) -> None:
+    """DataError where the answers are words, and all the same: no split and no number of examples would help."""
+    truth = opened.train.truth
+    if not isinstance(truth, np.ndarray) or truth.ndim != 1 or truth.dtype.kind not in "UO" or not len(truth):
+        return
+    if wanted.task in (None, "classes") and (truth == truth[0]).all():
+        raise DataError(
+            f"All {len(truth):,} examples of {opened.name} are of one class, {str(truth[0])!r}: there is nothing to tell "
+            "apart.",
+            expected="two classes or more; in a folder, a folder for each",
+            fix="give examples of another class",
+        )

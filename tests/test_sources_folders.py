@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lamina import sources
+import lamina
+from lamina import fingerprints, recipe, sources
 from lamina.errors import DataError, UsageError
 from lamina.sources import Columns, places
 
@@ -356,3 +357,50 @@ def test_the_shared_sets_are_what_their_description_says(shared_data, tree):
         assert tuple(None if part is None else part.count for part in found) == parts, name
         assert len(np.unique(source.train.truth)) == classes, name
         assert not [finding for finding in source.findings if finding.severity != "note"], name
+
+
+# --- What is asked of them --------------------------------------------------------------------------------------------
+
+
+def test_one_class_is_refused_whatever_it_is_of(tree, runs):
+    root = tree({"only/a.png": picture(), "only/b.png": picture()})
+    table = tree({"one.csv": "x,y\n" + "1,a\n2,a\n" * 20}, "table") / "one.csv"
+    for source in (root, table):
+        with pytest.raises(DataError, match=r"All .* are of one class, '(only|a)'"):
+            lamina.train(source, runs=runs, quiet=True)
+    assert list(runs.iterdir()) == []
+
+
+def test_a_source_that_is_open_takes_no_columns(runs):
+    with pytest.raises(UsageError, match="source_arg would do nothing: the source is opened already"):
+        lamina.train(sources.open("iris"), source_arg={"separator": ";"}, runs=runs, quiet=True)
+    with pytest.raises(UsageError, match=r"3 entries for 2 examples.*\n.*name a column"):
+        lamina.train({"x": [1.0, 2.0], "y": ["a", "b"]}, groups=[1, 2, 3], runs=runs, quiet=True)
+
+
+def test_what_a_run_was_trained_on_is_named_by_whole_paths(tree, runs, monkeypatch):
+    rows = "".join(f"{k % 7},{k % 3 / 2},{'ab'[k % 2]}\n" for k in range(30))
+    root = tree({"part-1.csv": "u,v,y\n" + rows, "part-2.csv": "y,u,v\n" + "a,1,0\nb,2,1\n" * 15})
+    monkeypatch.chdir(root)
+    options = {"net": "mlp", "epochs": 1, "runs": runs, "quiet": True, "baselines": False, "report": False}
+    for given in ("part-*.csv", [Path("part-1.csv"), Path("part-2.csv")], Path("part-1.csv")):
+        run = lamina.train(given, test="part-2.csv", **options)
+        assert run.recipe.target == ["y"] and run.recipe.test == str(root / "part-2.csv")
+        monkeypatch.chdir(runs)
+        assert lamina.load(run.folder).reload().source.train.count == (30 if isinstance(given, Path) else 60)
+        monkeypatch.chdir(root)
+        scores = run.evaluate(root / "part-2.csv")  # its columns stand in another order
+        assert scores[0]["n"] == 30
+
+
+def test_files_are_told_by_size_and_time_and_folders_of_folders_by_one_entry(tree):
+    root = tree({**PICTURES, "list.csv": "x,y\n1,a\n"})
+    asked = recipe.make(source=str(root), test=f"{root}/*.csv", valid="0.1")
+    found = fingerprints._files(asked)
+    assert set(found) == {str(root / "list.csv"), f"{root}{os.sep}"}
+    assert found[f"{root}{os.sep}"][0] == 9 * len(picture()) and fingerprints._files(asked) == found
+    os.utime(root / "s1/1.png", ns=(1, 1))
+    other = fingerprints._files(asked)
+    assert other[f"{root}{os.sep}"][0] == found[f"{root}{os.sep}"][0] and other != found
+    (root / ".hidden").write_text("x")
+    assert fingerprints._files(asked) == other

@@ -198,7 +198,7 @@ def told(table: Table, made: dict[str, Column], *, answers: bool = False) -> lis
         numbers = any(made[name].values.dtype.kind == "f" for name in marked)
         found.append(Finding(
             "markers", "warning" if numbers else "note", f"Cells of {table.name} say that a value is missing, or too "
-            f"large: {words}{more}.", count, list(marked)[:5], "they are gaps",
+            f"large: {words}{more}.", count, list(marked)[:5], "they are gaps" if not answers else "their rows are left out",
             f"where such a word is a value of its own: --source-arg text={next(iter(marked))}",
         ))  # fmt: skip
     for name, one in made.items():
@@ -223,7 +223,7 @@ def _counts(words: dict[str, int]) -> str:
     """'?' 12 times, 'NA' once."""
     first = sorted(words.items(), key=lambda entry: -entry[1])[:4]
     shown = ", ".join(f"{word[:40]!r} {'once' if count == 1 else f'{count:,} times'}" for word, count in first)
-    return shown + (f" and {len(words) - 4:,} other words" if len(words) > 4 else "")
+    return shown + (f" and {len(words) - 4:,} more" if len(words) > 4 else "")
 
 
 def empty(count: int, kind: str) -> np.ndarray:

@@ -84,7 +84,7 @@ def examples(
             found.append(Finding(
                 "no_answer", "warning", f"{len(lost):,} of {table.rows:,} rows of {table.name} have no answer in {words}.",
                 len(lost), lost[:5].tolist(), "they were left out",
-                f"fill in the answers; where a word is a class and no gap: --source-arg text={target[0]}",
+                "fill in the answers",
             ))  # fmt: skip
         truth = _settled(truth[have], all(_whole(at[name]) for name in target))
     made = {name: column(at[name], asked, name, table.decimal) for name in inputs}
