@@ -31,7 +31,7 @@ from lamina.domains.base import Domain
 from lamina.errors import DataError, UsageError, near
 from lamina.findings import Finding
 from lamina.nets.tabular import UNKNOWN
-from lamina.recipe import Recipe
+from lamina.recipe import Recipe, share
 from lamina.sources import Examples, Source, tables
 from lamina.targets.base import Target
 
@@ -42,6 +42,7 @@ COVERED = 0.5  # share of the values of a column that come again, from which on 
 LETTERS = 200  # of a category or a word that count
 SLOTS = 16  # words of a text that count
 STEPS = 16_384  # of all columns together: of very many columns each has fewer
+LONG = 300  # seconds of a budget from which on the net is large
 CELLS = 5e7  # of the numbers for a simple model
 FAR = 1e300  # beyond it differences overflow
 TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
@@ -115,9 +116,9 @@ class Table(Domain):
                     raise UsageError(f"There is no column {title!r} to be a {option}: {near(title, titles)}")
         self.features, self.rows = titles, len(rows)
         self.letters = [np.asarray(column).dtype.kind for column in inputs]
-        share = max(2, min(self.steps, STEPS // max(1, len(titles))))
+        steps = max(2, min(self.steps, STEPS // max(1, len(titles)), max(8, len(rows) // 10)))
         self.columns = [
-            self._learn(title, np.asarray(column)[rows], share) for title, column in zip(titles, inputs, strict=True)
+            self._learn(title, np.asarray(column)[rows], steps) for title, column in zip(titles, inputs, strict=True)
         ]
         if not self._used():
             raise DataError(
@@ -414,15 +415,26 @@ class Table(Domain):
     def opinions(self, examples: Examples, target: Target, asked: Recipe) -> dict[str, tuple[Any, str]]:
         if asked.net not in (None, self.default_net):
             return {}
-        n = len(examples.inputs[0])
-        few = f"{n:,} rows"
-        return {
-            "size": ("small" if n < 3_000 else "medium", few),
-            "batch_size": (max(16, min(256, 2 ** round(math.log2(max(n, 2) / 40)))), few),
-            "learning_rate": (2e-3, "peak of adamw for tables"),
+        n = round(len(examples.inputs[0]) * (1 - (share(asked.valid or "0.1") or 0) - (share(asked.test) or 0)))
+        rows, little = f"about {n:,} training rows", n < 2_000
+        batch = asked.batch_size or max(16, min(256, 2 ** round(math.log2(max(n, 2) / 120))))
+        size = "small" if little else "large" if (asked.budget or 0) >= LONG else "medium"
+        found: dict[str, tuple[Any, str]] = {
+            "size": (size, rows + (", and there is time" if size == "large" else "")),
+            "batch_size": (batch, rows),
+            "learning_rate": (2e-3 if little else 4e-3, "peak of adamw with one_cycle for tables"),
             "weight_decay": (0.02, "against overfitting; biases are spared"),
-            "epochs": (30, few),
         }
+        epochs = max(10, min(30 if little else 40, round((600 if little else 3_500) * batch / n)))
+        planned = asked.budget is not None or asked.steps is not None
+        if not planned:
+            found["epochs"] = (epochs, f"about {epochs * -(-n // batch):,} steps")
+        if (not little or planned) and share(asked.valid or "0.1") != 0:
+            found["early_stopping"] = (
+                20 if planned else max(5, epochs // 3),
+                "tables differ in how soon they are learned by heart",
+            )
+        return found
 
     @classmethod
     def tiny(cls) -> Source:

@@ -25,8 +25,8 @@ from lamina.errors import UsageError, near
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"hidden": (128, 128), "members": 8, "embedding": 8},
-    "medium": {"hidden": (256, 256), "members": 16, "embedding": 12},
-    "large": {"hidden": (512, 512, 512), "members": 32, "embedding": 16},
+    "medium": {"hidden": (256, 256), "members": 8, "embedding": 12},
+    "large": {"hidden": (384, 384, 384), "members": 16, "embedding": 16},
 }
 AVERAGES = ("mean", "softmax", "sigmoid")
 WIDEST = 2048  # numbers that all embeddings together have: of very many columns each gets fewer
@@ -90,7 +90,7 @@ class Tabular(nn.Module):
         categories: Sequence[int] = (),
         texts: Sequence[Sequence[int]] = (),
         hidden: Sequence[int] | int = (256, 256),
-        members: int = 16,
+        members: int = 8,
         embedding: int = 12,
         dropout: float = 0.1,
         average: str = "mean",
