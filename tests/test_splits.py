@@ -263,7 +263,7 @@ def test_copies_never_straddle_and_what_is_held_out_was_learned(rows, valid, tes
     copied = len(set(copies.tolist())) < len(copies)
     common = copied or how != "stratified" or np.bincount(truth).max() >= FEW
     if len(set(copies.tolist())) < asked_for(valid, test) or not common:
-        with pytest.raises(DataError, match="parts|No class has 3"):
+        with pytest.raises(DataError, match=r"parts|No class has 3"):
             split(len(rows), **options)
         return
     found = split(len(rows), **options)

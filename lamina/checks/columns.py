@@ -140,16 +140,13 @@ def _far(values: np.ndarray) -> tuple[float, float, int] | None:
     column = values[finite]
     if len(column) < _LEAST:
         return None
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, std = column.mean(), column.std()
-        apart = np.abs(column - mean)
-        if not np.isfinite(std) or std == 0:
-            scale = np.abs(column).max()
-            return _far(values / scale) if not np.isfinite(std) and scale > 1 else None
-        if apart.max() <= FAR * std or not stands_out(column):
-            return None
-    place = int(apart.argmax())
-    return float(column[place]), float(np.median(column)), -1 if not finite.all() else place
+    place = int(np.abs(column - np.median(column)).argmax())
+    rest = np.delete(column, place)  # of few values one alone makes the deviation large
+    unit = float(np.abs(rest).max()) or 1.0  # no square is beyond the range
+    spread = unit * float((rest / unit).std())
+    if spread == 0 or abs(column[place] - rest.mean()) <= FAR * spread or not stands_out(column):
+        return None
+    return float(column[place]), float(np.median(column)), place if finite.all() else -1
 
 
 def _count(names: list[Any]) -> str:
