@@ -166,6 +166,11 @@ def test_huge_and_infinite_numbers_stay_finite():
     json.dumps(domain.state(), allow_nan=False)
     net = domain.net(fitted_classes(), "small").eval()
     assert torch.isfinite(net(everything)).all()
+    plain = domain.plain((everything,), np.arange(len(everything)), "linear")
+    assert plain.dtype == np.float32 and np.isnan(plain).sum() == 2 and np.nanmax(np.abs(plain)) < 1e5
+    mine = Table(own=True)
+    mine.fit((x, -x), np.arange(120))
+    assert torch.isfinite(mine.prepare()(mine.encode((x, -x))[0])).all()
 
 
 def test_a_gap_is_nan_where_training_had_gaps_and_the_middle_where_it_had_none():
@@ -191,7 +196,9 @@ def test_a_date_says_what_the_calendar_says():
     days = [begin + datetime.timedelta(days=13 * k, hours=k) for k in range(80)]
     domain = fitted(when=np.array(days, "datetime64[s]"), options={"steps": 200})
     places = {number["name"].removeprefix("when, "): k for k, (_, number) in enumerate(domain._numbers())}
-    table = domain.plain(domain.encode((np.array(days, "datetime64[s]"),)), np.arange(80), "linear")
+    table = domain.plain(domain.encode((np.array(days, "datetime64[s]"),)), np.arange(80), "linear").astype(float)
+    for k, (_, number) in enumerate(domain._numbers()):
+        table[:, k] = table[:, k] * number["std"] + number["mean"]
     for name, expected in {
         "year": [day.year for day in days],
         "month": [day.month for day in days],
@@ -402,14 +409,15 @@ def test_the_loss_is_the_mean_of_the_losses_of_the_members():
     assert value.item() == pytest.approx(nn.functional.cross_entropy(net(*batch.inputs), batch.truth).item(), rel=1e-5)
 
 
-def test_a_linear_model_gets_units_and_trees_get_places():
+def test_a_linear_model_gets_standardised_numbers_and_trees_get_places():
     domain, rows = mixed()
     some = np.arange(0, N, 3)
     linear, trees = (domain.plain((rows,), some, model) for model in ("linear", "trees"))
     numbers = [number["name"] for _, number in domain._numbers()]
     assert numbers == ["n", "w"]
     original = np.r_[column("number")[:-1], NAN][some]
-    assert linear[:, 0] == pytest.approx(original, nan_ok=True, abs=1e-4)
+    whole = column("number")[:-1]
+    assert linear[:, 0] == pytest.approx((original - whole.mean()) / whole.std(), nan_ok=True, abs=1e-4)
     codes = linear[:, 3 : 3 + 3 + UNKNOWN]
     assert (codes.sum(1) == 1).all() and trees[:, 2].tolist() == codes.argmax(1).tolist()
     assert np.argsort(trees[:, 0]).tolist() == np.argsort(original).tolist()  # the order is all that trees see

@@ -45,6 +45,7 @@ STEPS = 16_384  # of all columns together: of very many columns each has fewer
 LONG = 300  # seconds of a budget from which on the net is large
 CELLS = 5e7  # of the numbers for a simple model
 FAR = 1e300  # beyond it differences overflow
+MOST = 1e37  # and beyond it those of float32
 TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
 _SHOWN = 5  # values that a finding or a warning lists
 _COUNTER = re.compile(
@@ -226,7 +227,7 @@ class Table(Domain):
                 found.append(Finding(
                     "rare_categories", "warning" if pooled > 1000 else "note",
                     f"{pooled:,} of the {known + pooled:,} values of the column {column['name']} are rare.", pooled, [],
-                    "pooled into one", "--domain-arg rare=1 keeps every one, up to --domain-arg categories=",
+                    "pooled into one", f"--domain-arg rare=1 keeps the {self.categories} most frequent",
                 ))  # fmt: skip
         return found
 
@@ -286,8 +287,7 @@ class Table(Domain):
         edges = np.asarray(number["edges"])
         values = np.clip(values, -FAR, FAR)
         if self.own:
-            most = float(np.finfo(np.float32).max)
-            found, middle = np.clip(values, -most, most), number["mean"]
+            found, middle = np.clip(values, -MOST, MOST), number["mean"]
         else:
             found, middle = np.interp(values, edges, np.arange(len(edges))), (len(edges) - 1) / 2
         return np.where(gap, np.nan if number["gaps"] else middle, found)
@@ -374,18 +374,21 @@ class Table(Domain):
 
     def plain(self, inputs: Any, rows: np.ndarray, model: str) -> np.ndarray:
         """For "trees" the encoded rows with NaN for a gap, a code a column of categories and a column a word; for another
-        model numbers in their units with NaN for a gap, whether they are one, and a column a category and a word, the most
-        frequent where there are too many."""
+        model numbers of mean 0 and deviation 1 with NaN for a gap, whether they are one, and a column a category and a word,
+        the most frequent where there are too many."""
         encoded = mapped.take(inputs[0], torch.from_numpy(rows)).numpy()
         numbers, categories = self._numbers(), self._of("category")
         parts = [encoded[:, : len(numbers)]]
         at = len(numbers)
         if model != "trees":
             table = parts[0].astype(np.float64)
-            if not self.own:
-                for k, (_, number) in enumerate(numbers):
-                    there = ~np.isnan(table[:, k])
-                    table[there, k] = np.interp(table[there, k], np.arange(len(number["edges"])), number["edges"])
+            for k, (_, number) in enumerate(numbers):
+                there = ~np.isnan(table[:, k])
+                values = table[there, k]
+                if not self.own:
+                    values = np.interp(values, np.arange(len(number["edges"])), number["edges"])
+                table[there, k] = ((np.clip(values, -MOST, MOST) - number["mean"]) / number["std"]).clip(-1e4, 1e4)
+            table = table.astype(np.float32)
             known = [k for k, (_, number) in enumerate(numbers) if number["gaps"]]
             parts = [table, np.isnan(table[:, known]).astype(np.float32)]
         most = max(8, int(CELLS / max(1, len(encoded)) / max(1, len(categories) + len(self._of("text")))))
@@ -606,9 +609,8 @@ def _quantiles(values: np.ndarray, steps: int) -> dict[str, Any] | None:
         edges = np.unique([*often, *np.quantile(others, np.linspace(0, 1, steps + 1 - len(often)))])
     if len(edges) == 1:
         edges = np.array([edges[0], edges[0] + max(1.0, abs(edges[0]))])
-    most = float(np.finfo(np.float32).max)
-    near_by = np.clip(there, -most, most)
-    deviation = float(near_by.std())
+    near_by = np.clip(there, -MOST, MOST)
+    deviation = float(np.float32(near_by.std()))
     return {"edges": edges.tolist(), "gaps": bool(gaps), "mean": float(near_by.mean()), "std": deviation or 1.0}
 
 
