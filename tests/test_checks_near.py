@@ -1,0 +1,199 @@
+"""Pictures and texts: near copies are found whatever was done to them, others are none, and they stay in one part."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from lamina.checks import check, copies, near, pool
+from lamina.sources import Examples, Source
+from lamina.splits import Split, split
+
+COUNT = 120
+
+
+def photographs(count: int = COUNT, side: int = 48, seed: int = 0) -> np.ndarray:
+    """Colours that change smoothly, each picture in its own way: (N, H, W, 3) bytes."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
+    return np.stack([np.asarray(Image.fromarray(few).resize((side, side), Image.Resampling.BICUBIC)) for few in coarse])
+
+
+def again(picture: np.ndarray, quality: int) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def pictures(column: np.ndarray, truth=None, **other) -> Source:
+    return Source("planted", Examples((column,), truth, "pictures", **other))
+
+
+def texts(words: list[str], truth=None) -> Source:
+    column = np.empty(len(words), object)
+    column[:] = words
+    return Source("planted", Examples((column,), truth, "texts", ids=np.arange(1, len(words) + 1)))
+
+
+def found_pairs(source: Source) -> list[list[int]]:
+    return copies.find(pool.pool(source)).near.tolist()
+
+
+CHANGES = {
+    "saved again": lambda picture: again(picture, 30),
+    "made smaller": lambda p: np.asarray(Image.fromarray(p).resize((24, 24)).resize(p.shape[1::-1])),
+    "brighter": lambda p: np.asarray(ImageEnhance.Brightness(Image.fromarray(p)).enhance(1.08)),
+    "less colourful": lambda p: np.asarray(ImageEnhance.Color(Image.fromarray(p)).enhance(0.5)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_picture_that_was_changed_a_little_is_near(name):
+    column = photographs()
+    other = np.stack([CHANGES[name](picture) for picture in column[:20]])
+    assert found_pairs(pictures(np.concatenate([column, other]))) == [[k, COUNT + k] for k in range(20)]
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NHW"])
+def test_pictures_in_every_layout(layout):
+    column = photographs(40)
+    column = np.concatenate([column, again(column[7], 50)[None]])
+    if layout == "NHW":
+        column = column[..., 1].copy()
+    elif layout == "NCHW":
+        column = np.ascontiguousarray(column.transpose(0, 3, 1, 2))
+    assert found_pairs(pictures(column)) == [[7, 40]]
+
+
+def test_what_is_not_near():
+    column = photographs()
+    assert found_pairs(pictures(column)) == []
+    mirrored = np.concatenate([column[:30], column[:30, :, ::-1]])
+    assert found_pairs(pictures(mirrored)) == []
+    flat = np.arange(COUNT, dtype=np.uint8)[:, None, None].repeat(48, 1).repeat(48, 2)  # of one colour each
+    assert found_pairs(pictures(flat)) == []
+    assert found_pairs(pictures(photographs(side=8))) == []  # too small to tell
+
+
+@pytest.mark.parametrize("file", ["mnist"])
+def test_digits_of_many_writers_are_not_near(shared_data, file):
+    from lamina import sources
+
+    source = sources.open(file, data_dir=shared_data)
+    source.test = None
+    source.train.inputs, source.train.truth = (source.train.inputs[0][:20_000],), None
+    assert found_pairs(source) == []
+
+
+def test_near_pictures_are_told_and_stay_in_one_part():
+    column = photographs()
+    other = np.stack([again(picture, 40) for picture in column[:30]])
+    source = pictures(np.concatenate([column, other]), np.arange(150) % 2,
+                      ids=np.array([f"{k}.png" for k in range(150)], object))  # fmt: skip
+    units = copies.find(pool.pool(source)).units(150)
+    rows = split(150, truth=np.arange(150) % 2, copies=units)
+    assert all(rows.parts[k] == rows.parts[COUNT + k] for k in range(30))
+    (finding,) = check(source, task="classes", split=rows)
+    assert (finding.kind, finding.severity, finding.count) == ("near_duplicates", "warning", 30)
+    assert finding.examples[0] == ["0.png", "120.png"] and "keeps them together" in finding.done
+    torn = Split(np.arange(COUNT), np.zeros(0, np.int64), np.arange(COUNT, 150), "as given")
+    found = {finding.kind: finding for finding in check(source, task="classes", split=torn)}
+    assert found["near_leak"].count == 30 and found["near_leak"].examples[0] == ["0.png", "120.png"]
+
+
+# --- Texts ------------------------------------------------------------------------------------------------------------
+
+WORDS = [
+    "rain",
+    "wind",
+    "storm",
+    "calm",
+    "sun",
+    "cloud",
+    "frost",
+    "heat",
+    "fog",
+    "hail",
+    "thunder",
+    "breeze",
+    "snow",
+    "ice",
+]
+
+
+def reports(count: int) -> list[str]:
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(WORDS, 14)) for _ in range(count)]
+
+
+def test_texts_of_the_same_words_are_copies():
+    words = reports(100)
+    words[50], words[60] = words[3].upper() + "!", "  " + words[4].replace(" ", ", ")
+    found = copies.find(pool.pool(texts(words)))
+    assert np.flatnonzero(found.first != np.arange(100)).tolist() == [50, 60] and found.first[[50, 60]].tolist() == [
+        3,
+        4,
+    ]
+    (finding,) = check(texts(words))
+    assert finding.kind == "duplicates" and "line 51 as line 4" in finding.what
+
+
+def test_blank_texts_are_told_and_are_no_copies():
+    words = reports(100)
+    words[7], words[9], words[11] = "", "  ", "\t\n"
+    (finding,) = check(texts(words, np.arange(100) % 2), task="classes")
+    assert (finding.kind, finding.count, finding.examples) == ("blank_texts", 3, ["8", "10", "12"])
+
+
+def test_texts_of_signs_alone_differ():
+    assert len(set(map(copies.plain, ["?!", "!!", ":-)", "…"]))) == 4
+
+
+def test_a_text_with_a_changed_word_is_near():
+    words = [f"{text} {k}" for k, text in enumerate(reports(300)[::3])]
+    long = [" ".join((text, other)) for text, other in zip(words, reports(400)[300:], strict=False)]
+    long[80] = long[5].replace(long[5].split()[9], "gale", 1)
+    assert found_pairs(texts(long)) == [[5, 80]]
+    assert found_pairs(texts(reports(300))) == []  # the same words in another order
+    assert found_pairs(texts(["yes 1", "yes 2", "no 1", "no 2"] * 1 + reports(20))) == []  # too short to tell
+
+
+def test_shingles_share_what_brute_force_says():
+    one, other = "the rain falls on the plain", "the rain fell on the plain"
+    runs = [{text[k : k + near.SHINGLE] for k in range(len(text) - near.SHINGLE + 1)} for text in (one, other)]
+    hashed = [set(near.shingles(text).tolist()) for text in (one, other)]
+    assert [len(one) for one in hashed] == [len(one) for one in runs]
+    assert len(hashed[0] & hashed[1]) == len(runs[0] & runs[1])
+
+
+def test_texts_made_after_one_template_are_told_and_split_as_others():
+    words = [f"dear customer your order number {k:05d} was sent on its way today and will arrive within three days"
+             for k in range(200)]  # fmt: skip
+    source = texts(words, np.arange(200) % 2)
+    found = copies.find(pool.pool(source))
+    assert found.template > 100 and found.units(200) is None
+    (finding,) = check(source, task="classes")
+    assert (finding.kind, finding.severity) == ("near_duplicates", "note") and "after one template" in finding.what
+
+
+def test_an_answer_that_is_written_in_the_text():
+    truth = np.array(["calm", "storm"], object)[np.arange(100) % 2]
+    words = [f"{label}: {text}" for label, text in zip(truth, [text.replace("calm", "sun").replace("storm", "hail")
+                                                               for text in reports(100)], strict=True)]  # fmt: skip
+    finding = {finding.kind: finding for finding in check(texts(words, truth), task="classes")}["answer_in_text"]
+    assert (
+        finding.severity == "warning"
+        and "'calm' of 'calm'" in finding.what
+        and set(finding.examples) == {"calm", "storm"}
+    )
+    assert check(texts(reports(100), truth), task="classes") == []
+
+
+def test_very_long_texts_are_told():
+    words = reports(100)
+    words[4] = "snow " * 30_000
+    (finding,) = check(texts(words))
+    assert (finding.kind, finding.examples) == ("long_texts", ["5"]) and "150,000" in finding.what

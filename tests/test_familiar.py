@@ -1,0 +1,184 @@
+"""Inputs unlike those learned from are told, familiar ones are not, and it is the same net that answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lamina
+from lamina import familiar, sources
+from lamina.errors import RunError
+from lamina.run import Run
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    examples = sources.open("digits").train
+    return examples.inputs[0], examples.truth
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, digits) -> Run:
+    place = tmp_path_factory.mktemp("familiar")
+    return lamina.train("digits", epochs=12, runs=place, name="digits", quiet=True, baselines=False, report=False)
+
+
+def held_out(run: Run, digits) -> np.ndarray:
+    return digits[0][run.reload().split.test]
+
+
+def letters() -> np.ndarray:
+    """Capital letters that are no digits, as large as those."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    found = []
+    for letter in "ABEFHKMNPRTVWXY":
+        for size in (9, 10, 11):
+            picture = Image.new("L", (8, 8))
+            ImageDraw.Draw(picture).text((4, 4), letter, 240, ImageFont.load_default(size), anchor="mm")
+            found.append(np.asarray(picture))
+    return np.stack(found)
+
+
+def test_noise_and_inverted_digits_are_strange_and_new_digits_are_not(run, digits):
+    known = held_out(run, digits)
+    assert run.predict(known).unlike.mean() < 0.04  # 359 of them; one in a hundred is meant
+    noise = RNG.integers(0, 256, known.shape).astype(np.uint8)
+    for strange in (noise, 255 - known, known * 0, known * 0 + 255):
+        assert run.predict(strange).unlike.mean() > 0.95
+    assert run.predict(RNG.permuted(known, axis=2)).unlike.mean() > 0.7  # each column of pixels shuffled
+    assert run.predict(letters().reshape(-1, *known.shape[1:])).unlike.mean() > 0.5
+
+
+def test_the_answers_are_those_of_the_net_alone(run, digits):
+    known = held_out(run, digits)
+    found = run.predict(known)
+    alone = run.target.given(run.domain.predict(run.net, known, run.target))
+    assert (found.prediction == alone.prediction).all()
+    assert np.allclose(found.probabilities, alone.probabilities, atol=1e-5)
+    for few in (known[:1], known[:3]):
+        assert np.array_equal(run.predict(few).unlike, found.unlike[: len(few)])
+
+
+def test_a_net_of_ones_own_with_an_odd_output_is_watched_too(tmp_path):
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.tanh(self.first(x))).squeeze(1)  # (B,)
+
+    x = RNG.normal(size=(400, 4)).astype(np.float32)
+    run = lamina.train((x, x @ [1, 2, -1, 0.5]), net=Odd(), loss=nn.MSELoss(), epochs=5, runs=tmp_path, quiet=True,
+                       baselines=False, report=False)  # fmt: skip
+    found = run.predict(x[:50])
+    assert found.prediction.shape == (50,) and found.unlike.mean() < 0.1
+    assert run.predict(x[:50] * 100).unlike.all() and run.predict(x[:50] + [0, 0, 50, 0]).unlike.all()
+
+
+def test_a_net_without_such_layers_has_no_opinion(tmp_path):
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight
+
+    x = RNG.normal(size=(90, 4)).astype(np.float32)
+    run = lamina.train(
+        (x, np.arange(90) % 3), net=Bare(), epochs=1, runs=tmp_path, quiet=True, baselines=False, report=False
+    )
+    assert run.predict(x).unlike is None and not (run.folder / familiar.FILE).exists()
+
+
+def test_a_net_that_cannot_be_asked_for_few_examples_still_ends_its_training(tmp_path):
+    class Shy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) == 5:
+                raise ValueError("five are company")
+            return self.layer(x)
+
+    x = RNG.normal(size=(90, 4)).astype(np.float32)
+    run = lamina.train((x, np.arange(90) % 3), net=Shy(), epochs=1, batch_size=8, runs=tmp_path, quiet=True,
+                       baselines=False, report=False, test="0")  # fmt: skip
+    assert run.facts["status"] == "done" and run.facts["familiar"] == {"why_not": "ValueError: five are company"}
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_damaged_file_is_refused(run, digits, tmp_path, damage):
+    copy = tmp_path / "copy"
+    shutil.copytree(run.folder, copy)
+    place: Path = copy / familiar.FILE
+    content = bytearray(place.read_bytes())
+    content[len(content) // 2] ^= 1
+    place.unlink() if damage == "gone" else place.write_bytes(content)
+    with pytest.raises(RunError, match=r"familiar\.safetensors is"):
+        lamina.load(copy).predict(digits[0][:2])
+
+
+def test_layers_that_the_net_does_not_have_are_refused(run, digits, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run.folder, copy)
+    facts = json.loads((copy / "run.json").read_text())
+    facts["familiar"]["layers"][0] = "no.such.layer"
+    (copy / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(RunError, match=r"run.json is damaged"):
+        lamina.load(copy).predict(digits[0][:2])
+
+
+# --- The arithmetic ---------------------------------------------------------------------------------------------------
+
+
+def test_the_distance_is_that_of_mahalanobis():
+    from scipy.spatial.distance import cdist
+
+    x, classes = RNG.normal(size=(200, 5)) @ RNG.normal(size=(5, 5)), np.arange(200) % 3
+    factor, means = familiar._fitted(x, classes)
+    inverse = factor.double() @ factor.double().T
+    centres = np.stack([x[classes == k].mean(0) for k in range(3)])
+    wanted = cdist(x, centres, "mahalanobis", VI=inverse.numpy()).min(1)
+    assert np.allclose(familiar.distance(torch.from_numpy(x).float(), factor, means).numpy(), wanted, rtol=1e-3)
+    within = x - centres[classes]
+    assert np.allclose(np.linalg.inv(inverse.numpy()), within.T @ within / 200, atol=0.15 * within.var(0).max())
+
+
+@pytest.mark.parametrize(
+    "shape, dim, wanted",
+    [((6, 4), 0, 4), ((6, 3, 5, 5), 0, 6), ((6, 7, 4), 0, 8), ((2, 6, 4), 1, 8), ((6, 3000), 0, 256), ((6,), 0, 1)],
+)
+def test_what_goes_into_a_layer_becomes_a_row_an_example(shape, dim, wanted):
+    given = torch.randn(shape)
+    found = familiar.summary(given, dim)
+    assert found.shape == (6, wanted)
+    if len(shape) == 4:
+        assert torch.allclose(found[:, :3], given.mean((2, 3)), atol=1e-6)
+        assert torch.allclose(found[:, 3:], given.std((2, 3), correction=0), atol=1e-6)
+    order = torch.tensor([3, 1, 0, 5, 2, 4])
+    assert torch.allclose(familiar.summary(given.index_select(dim, order), dim), found[order], atol=1e-5)
+
+
+def test_folded_features_keep_their_distances():
+    one, other = torch.randn(1, 20_000), torch.randn(1, 20_000)
+    folded = familiar.summary(torch.cat([one, other]), 0)
+    assert float((folded[0] - folded[1]).norm()) == pytest.approx(float((one - other).norm()), rel=0.2)
+
+
+def test_of_few_distances_the_limit_is_not_their_largest_alone():
+    apart = np.exp(np.random.default_rng(1).normal(size=60))
+    assert familiar._limit(apart) >= np.exp(np.log(apart).mean() + 2.32 * np.log(apart).std())
+    many = np.exp(np.random.default_rng(1).normal(size=20_000))
+    assert familiar._limit(many) == pytest.approx(np.quantile(many, 0.99))
