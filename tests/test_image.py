@@ -231,6 +231,18 @@ def test_more_time_buys_a_larger_net_and_more_pictures_fewer_passes():
     assert "epochs" not in Image().opinions(photographs(), Classes(), asked(budget=60))
 
 
+def test_what_is_chosen_fits_the_optimiser():
+    many, few = photographs(3_000, 32), photographs(300, 32)
+    found = Image().opinions(many, Classes(), asked())
+    assert found["optimizer"][0] == "sgd" and found["optimizer_arg"][0]["momentum"] == 0.9
+    assert found["learning_rate"][0] == pytest.approx(0.2 * found["batch_size"][0] / 128)
+    assert Image().opinions(many, Classes(), asked(batch_size=32))["learning_rate"][0] == pytest.approx(0.05)
+    assert "optimizer" not in Image().opinions(few, Classes(), asked())
+    for optimizer in ("adamw", "lion"):
+        found = Image().opinions(many, Classes(), asked(optimizer=optimizer))
+        assert "optimizer" not in found and ("learning_rate" in found) == (optimizer == "adamw")
+
+
 def test_small_pictures_and_other_nets_are_left_to_the_recipe():
     assert Image().opinions(writing(side=28), Classes(), asked()) == {}
     assert Image().opinions(photographs(), Classes(), asked(net="convnet")) == {}
