@@ -362,3 +362,8 @@ def test_k_means_beside_the_net_is_scikit_learns():
     assert adjusted_rand_score(which[300:], answers.prediction) == 1 and note == ""
     pictures = np.random.default_rng(0).integers(0, 256, (80, 1, 12, 12)).astype("uint8")
     assert kmeans.answers(pictures[:60], pictures[60:], 2, 0)[1] == "on 50 principal components"
+
+
+def test_answers_say_where_an_example_lies():
+    points, _ = blobs(2)
+    assert np.array_equal(group(points, 2).answers(points).embedding, points)

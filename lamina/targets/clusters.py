@@ -83,7 +83,7 @@ class Grouping:
             best + 1,
             probabilities[rows, best],
             probabilities,
-            points,
+            embedding=points,
             again=np.stack(labels[1:], 1) + 1,
             silhouette=(near[:, 1] - near[:, 0]) / np.maximum(near[:, 1], 1e-12),
             distance=near[:, 0],
