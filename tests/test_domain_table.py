@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import lamina
-from lamina import data
+from lamina import data, recipe
 from lamina.domains.table import SLOTS, Table
 from lamina.errors import DataError, UsageError
 from lamina.nets.tabular import UNKNOWN
@@ -132,6 +132,37 @@ def test_columns_that_tell_nothing_are_left_out_and_told():
 
 def test_a_sound_table_is_told_nothing_of():
     assert fitted(a=column("number"), b=column("category"), c=column("boolean"), d=column("date")).findings() == []
+
+
+def test_texts_and_columns_of_rare_values_are_told():
+    rare = words(*(f"v{k}" for k in RNG.integers(0, 120, N)))
+    domain = fitted(x=column("number"), it=column("text"), city=rare, options={"category": ["city"], "rare": 3})
+    told = [(finding.kind, finding.severity) for finding in domain.findings()]
+    assert told == [("high_cardinality", "note"), ("high_cardinality", "warning")]
+    assert "it holds 200 different texts" in domain.findings()[0].what
+
+
+@pytest.mark.parametrize(
+    ("rows", "asked", "given", "expected"),
+    [
+        (400, {}, (), {"size": "small", "batch_size": 16, "early_stopping": None, "n": 280}),
+        (30_000, {}, (), {"size": "medium", "batch_size": 128, "n": 21_000}),
+        (30_000, {}, ("test",), {"size": "medium", "batch_size": 256, "n": 27_000}),
+        (30_000, {"valid": "0"}, ("test",), {"early_stopping": None, "n": 30_000}),
+        (30_000, {"budget": 600}, (), {"size": "large", "epochs": None, "early_stopping": 20}),
+        (400, {"steps": 100}, (), {"epochs": None, "early_stopping": 20}),
+        (30_000, {"net": "mlp"}, (), {"size": None, "epochs": None}),
+    ],
+)
+def test_the_recipe_follows_from_how_many_rows_there_are_to_learn_from(rows, asked, given, expected):
+    domain = Table()
+    domain._given = given
+    found = domain.opinions(Examples((np.zeros(rows),), None, "table", ["x"]), fitted_classes(), recipe.make(**asked))
+    for name, value in expected.items():
+        if name == "n":
+            assert f"{value:,} training rows" in found["batch_size"][1]
+        else:
+            assert (found[name][0] if name in found else None) == value, name
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------

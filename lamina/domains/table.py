@@ -59,6 +59,7 @@ class Table(Domain):
     default_net: ClassVar[str] = "tabular"
     simple: ClassVar[tuple[str, ...]] = ("linear", "trees")
     tried: ClassVar[bool] = True
+    _given: ClassVar[Sequence[str]] = ()  # the parts that the source brings itself
 
     steps: int = 48  # quantile steps of a number at most
     categories: int = 500  # of a column at most; the others are pooled
@@ -93,6 +94,7 @@ class Table(Domain):
         if not self.columns:
             self.own, self.features = own_net, _titles(source.train)
             self.letters = [np.asarray(column).dtype.kind for column in source.train.inputs]
+        self._given = [part for part in ("valid", "test") if getattr(source, part) is not None]  # type: ignore[misc]
         findings = list(source.findings)
         parts: dict[str, Examples] = {}
         for part in ("train", "valid", "test"):
@@ -224,10 +226,19 @@ class Table(Domain):
                 ))  # fmt: skip
             if column["kind"] == "category" and column["pooled"]:
                 known, pooled = len(column["values"]), column["pooled"]
+                many = pooled > max(known, 20)
                 found.append(Finding(
-                    "rare_categories", "warning" if pooled > 1000 else "note",
+                    "high_cardinality" if many else "rare_categories", "warning" if many else "note",
                     f"{pooled:,} of the {known + pooled:,} values of the column {column['name']} are rare.", pooled, [],
-                    "pooled into one", f"--domain-arg rare=1 keeps the {self.categories} most frequent",
+                    "pooled into one", f"--domain-arg rare=1 keeps the {self.categories} most frequent"
+                    + (f"; --ignore {column['name']}" if many else ""),
+                ))  # fmt: skip
+            if column["kind"] == "text" and column["why"] != "yours":
+                words = column["words"]
+                found.append(Finding(
+                    "high_cardinality", "note", f"The column {column['name']} holds {column['why']}.", 1, words[:_SHOWN],
+                    f"taken as short texts: {len(words):,} words that come again are learned from",
+                    f"--ignore {column['name']}, or --domain-arg category={column['name']}",
                 ))  # fmt: skip
         return found
 
@@ -418,7 +429,9 @@ class Table(Domain):
     def opinions(self, examples: Examples, target: Target, asked: Recipe) -> dict[str, tuple[Any, str]]:
         if asked.net not in (None, self.default_net):
             return {}
-        n = round(len(examples.inputs[0]) * (1 - (share(asked.valid or "0.1") or 0) - (share(asked.test) or 0)))
+        held_out = {"valid": asked.valid or "0.1", "test": asked.test or "0.2"}
+        shares = [0.0 if part in self._given else share(given) or 0.0 for part, given in held_out.items()]
+        n = round(len(examples.inputs[0]) * (1 - sum(shares)))
         rows, little = f"about {n:,} training rows", n < 2_000
         batch = asked.batch_size or max(16, min(256, 2 ** round(math.log2(max(n, 2) / 120))))
         size = "small" if little else "large" if (asked.budget or 0) >= LONG else "medium"
@@ -432,7 +445,7 @@ class Table(Domain):
         planned = asked.budget is not None or asked.steps is not None
         if not planned:
             found["epochs"] = (epochs, f"about {epochs * -(-n // batch):,} steps")
-        if (not little or planned) and share(asked.valid or "0.1") != 0:
+        if (not little or planned) and share(held_out["valid"]) != 0:
             found["early_stopping"] = (
                 20 if planned else max(5, epochs // 3),
                 "tables differ in how soon they are learned by heart",
