@@ -211,9 +211,12 @@ def _words(job: Job, scores: list[dict[str, Any]], history: History) -> list[str
         and train["value"] - test["value"] > 0.05
     ):
         augment = "--augment, " if job.data.domain.name == "image" else ""
+        remedies = f"more data, {augment}--net-arg dropout=0.3 or --early-stopping 5"
+        if job.data.domain.name == "text":  # which n-grams always do
+            remedies = "more data"
         found.append(
             f"The net knows its training data better than new data ({train['score']} {train['value']:.3f} against "
-            f"{test['value']:.3f}): more data, {augment}--net-arg dropout=0.3 or --early-stopping 5 may help."
+            f"{test['value']:.3f}): {remedies} may help."
         )
     found += [f"{doubt.what} data.json lists them." for doubt in job.data.findings if doubt.kind == "suspected_labels"]
     if history.stopped:
