@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import torch
 
+import lamina
 from lamina import baselines, evaluate
 from lamina.errors import UsageError
 from lamina.targets.base import Answers
@@ -211,6 +212,28 @@ def test_what_was_calibrated_is_part_of_the_state():
     one, other = (kind.decode(torch.linspace(-3, 3, 20)[:, None]) for kind in (target, again))
     for part in ("prediction", "low", "high"):
         assert np.array_equal(getattr(one, part), getattr(other, part))
+
+
+def test_how_many_examples_intervals_need_is_said_where_there_are_fewer():
+    for count, words in ((8, "9 are needed"), (9, "9 validation examples")):
+        target = fitted(RNG.normal(size=100))
+        assert target.remarks() == []
+        target.calibrate(torch.randn(count, 1), torch.randn(count))
+        assert words in target.remarks()[0] and bool(target.widths[0]) == (count == 9)
+
+
+def test_a_run_of_numbers_knows_its_data_again_and_writes_intervals(runs):
+    x = RNG.normal(size=(200, 3)).astype(np.float32)
+    y = np.exp(2 * x[:, 0]) * RNG.lognormal(0, 0.1, 200)
+    data = (x, y)
+    run = lamina.train(data, runs=runs, epochs=3, valid=0.2, quiet=True, report=False, baselines=False)
+    assert run.target.units[0] > 0 and run.target.widths[0]
+    again = lamina.load(run.folder)
+    assert len(again.reload(data).parts["test"][1]) == 40  # the same data, though the target has learned since
+    answers = again.predict(x[:5])
+    assert (answers.low <= answers.high).all() and answers.low.min() >= 0
+    header = (run.folder / "predictions.csv").read_text().split("\n")[0]
+    assert {"truth", "prediction", "low", "high"} <= set(header.split(","))
 
 
 def test_a_second_fit_forgets_the_calibration():

@@ -9,6 +9,7 @@ al., 2018), as wide as the errors were among predictions of like size (its Mondr
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Numbers(Target):
     name: ClassVar[str] = "numbers"
     quick: ClassVar[str] = "rmse"
     quick_better: ClassVar[str] = "lower"
+    learned_last: ClassVar[tuple[str, ...]] = ("bias", "edges", "widths", "calibrated_on")
 
     log: bool | None = None  # learn the logarithm; None: where the training answers are positive and very skewed
     coverage: float = 0.9  # probability with which an interval of prediction shall hold the truth
@@ -47,6 +49,7 @@ class Numbers(Target):
     bias: list[float] = field(default_factory=list)  # exp of a mean log is less than the mean: by this factor
     edges: list[list[float]] = field(default_factory=list)  # between groups of predictions, as they are learned
     widths: list[list[float]] = field(default_factory=list)  # half an interval in each group, as it is learned
+    calibrated_on: int = 0  # examples of the validation split
 
     def __post_init__(self) -> None:
         if not 0 < self.coverage < 1:
@@ -87,6 +90,7 @@ class Numbers(Target):
         self.labels = list(names or [])
         self.mean, self.std, self.units = [0.0] * self.size, [1.0] * self.size, [0.0] * self.size
         self.reach, self.bias, self.edges, self.widths = [], [1.0] * self.size, [], []
+        self.calibrated_on = 0
         if own_net:
             return
         self.units = [self._unit(column) for column in table.T]
@@ -200,7 +204,7 @@ class Numbers(Target):
             float(np.clip((means[:, k] + unit).mean() / (guesses[:, k] + unit).mean(), *BIAS)) if unit else 1.0
             for k, unit in enumerate(self.units or [0.0] * self.size)
         ]
-        self.edges, self.widths = [], []
+        self.edges, self.widths, self.calibrated_on = [], [], len(guess)
         for place, error in zip(guess.numpy().T, (aim - guess).abs().numpy().T, strict=True):
             groups = max(1, min(GROUPS, len(place) // ENOUGH))
             edges = np.quantile(place, np.arange(1, groups) / groups)
@@ -210,6 +214,20 @@ class Numbers(Target):
                 edges, widths = np.zeros(0), [conformal(error, self.coverage)]
             self.edges.append(edges.tolist())
             self.widths.append(widths if np.isfinite(widths).all() else [])
+
+    def remarks(self) -> list[str]:
+        if not self.calibrated_on:
+            return []
+        if not (self.widths and all(self.widths)):
+            needed = next(n for n in itertools.count(1) if math.ceil((n + 1) * self.coverage) <= n)
+            return [
+                f"{self.calibrated_on:,} validation examples are too few for intervals of prediction that hold "
+                f"{self.coverage:.4g} of the truths: {needed:,} are needed."
+            ]
+        return [
+            f"Each prediction has an interval (low, high) that is to hold {self.coverage:.4g} of the truths: as wide as the "
+            f"errors on {self.calibrated_on:,} validation examples, so right for new examples that are like those."
+        ]
 
     def decode(self, output: Tensor) -> Answers:
         wide = output.detach().double().cpu().reshape(len(output), -1)
