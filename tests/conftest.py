@@ -24,6 +24,12 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What one run keeps for later ones stays with the tests."""
+    os.environ["LAMINA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     """An empty folder for run folders."""
