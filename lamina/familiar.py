@@ -31,7 +31,7 @@ WIDEST = 256  # numbers of a layer; more are added up in groups, with signs (cou
 CLASSES = 50  # up to which each has a mean of its own
 QUANTILE = 0.99  # of the held-out examples that are familiar
 ROWS = 4000  # to learn from; half as many to measure on
-LEAST = 20  # of either
+LEAST = 60  # examples to learn from; a quarter as many to measure on
 _MOST = 2.0  # strangeness that is told: beyond it, it is only strange
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear)
 
@@ -142,7 +142,7 @@ def learn(
         return None
     near = _summaries(net, itertools.chain([first], walk), layers, dims)
     far = _summaries(net, others, layers, dims)
-    if near is None or far is None or min(len(near[0]), len(far[0])) < LEAST:
+    if near is None or far is None or len(near[0]) < LEAST or len(far[0]) < LEAST // 4:
         return None
     if classes is None or int(classes.max()) >= CLASSES:
         classes = np.zeros(len(near[0]), np.int64)

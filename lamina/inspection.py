@@ -19,17 +19,19 @@ from lamina.checks import labels
 from lamina.job import Job
 
 _SOME = 250  # examples at a time
+_ENOUGH = 50  # held-out examples: of fewer the 99th percentile is nothing
 
 
 def familiarise(job: Job) -> None:
     """What inputs the net knows goes into a file of the run, so that strange ones are told when it is asked. Held-out examples
-    say how far off a familiar one may lie: those of validation, else some of training that are not learned from here."""
+    say how far off a familiar one may lie: those of validation, if they are enough, else some of training, which are then
+    not learned from here."""
     loaded = job.data
     if not _is_plain(job):
         return
     encoded = loaded.parts["train"][0]
     known = _spread(_rows(job, "train"), familiar.ROWS)
-    if "valid" in loaded.parts:
+    if "valid" in loaded.parts and len(_rows(job, "valid")) >= _ENOUGH:
         measured, others = loaded.parts["valid"][0], _rows(job, "valid")
     else:
         measured, others, known = encoded, known[::4], np.delete(known, np.s_[::4])

@@ -25,7 +25,7 @@ from torch import nn
 from lamina import data, devices, documents, evaluate, familiar, files, names, recipe, splits, state, weights
 from lamina.domains.base import Domain
 from lamina.errors import DataError, LaminaError, RunError, UsageError, near
-from lamina.sources import Columns, Source
+from lamina.sources import Columns, Examples, Source
 from lamina.targets.base import Answers, Measure, Target
 
 SCHEMA = 1
@@ -402,7 +402,10 @@ class Run:
         if source is None:
             return held_out(net, self.reload(), part, **device)
         given = self.domain.take(self.domain.read(source, **reading(self.recipe)))
-        examples = given.test or given.train
+        for finding in given.findings:
+            if finding.severity == "warning":
+                warnings.warn(finding.told()[1], stacklevel=4)
+        examples = _of_known_classes(given.test or given.train, self.target)
         inputs = self.domain.encode(examples.inputs)
         known = examples.truth is not None and not self.target.from_inputs
         column = self.target.encode(examples.truth) if known else None
@@ -500,6 +503,29 @@ def _answers(
     if encoded.aside is not None and rows is not None:
         rows = encoded.aside.without(rows)
     return people, found, np.arange(len(found)) if rows is None else rows
+
+
+def _of_known_classes(examples: Examples, target: Target) -> Examples:
+    """Without the examples of classes that the target does not know, where it knows others: they are warned of."""
+    values = getattr(target, "values", None)
+    if not values or examples.truth is None or not isinstance(examples.inputs, tuple) or target.name != "classes":
+        return examples
+    truth = np.asarray(examples.truth).reshape(len(examples.truth), -1)[:, 0]
+    words = truth.dtype.kind not in "fiub" or not all(isinstance(value, (int, float)) for value in values)
+    known = np.isin(truth.astype(str), [str(value) for value in values]) if words else np.isin(truth, values)
+    if known.all() or not known.any():
+        return examples
+    new, counts = np.unique(truth[~known].astype(str), return_counts=True)
+    listed = ", ".join(f"{label!r} ({count:,})" for label, count in zip(new[:5].tolist(), counts, strict=False))
+    warnings.warn(
+        f"{(~known).sum():,} of {len(known):,} examples are of classes the run has never seen: {listed}"
+        f"{' and others' if len(new) > 5 else ''}. It cannot be right about them; the scores are of the other "
+        f"{known.sum():,}.",
+        stacklevel=5,
+    )
+    kept = {name: None if (column := getattr(examples, name)) is None else np.asarray(column)[known]
+            for name in ("truth", "ids", "groups", "times")}  # fmt: skip
+    return replace(examples, inputs=tuple(column[known] for column in examples.inputs), **kept)  # type: ignore[arg-type]
 
 
 def predictions_csv(
