@@ -64,7 +64,9 @@ def main() -> None:
                 for part, cut in (("train", slice(5)), ("test", slice(5, 10))):
                     write(Path(folder, part), {f"s{k + 1}": faces[k][order[k][cut]] for k in range(40)})
                 began = time.process_time()
-                run = lamina.train(folder, task="embedding", seed=split, runs=Path(folder, "runs"), quiet=True)
+                run = lamina.train(
+                    folder, task="embedding", seed=split, runs=Path(folder, "runs"), quiet=True, report=False
+                )
                 seconds = time.process_time() - began
                 scores = {entry["score"]: entry["value"] for entry in run.scores if entry["split"] == "test"}
                 simple = {
@@ -83,7 +85,12 @@ def main() -> None:
             write(Path(folder, "unseen"), {f"s{k + 1}": faces[k] for k in range(30, 40)})
             began = time.process_time()
             run = lamina.train(
-                str(Path(folder, "known")), task="embedding", test=0, runs=Path(folder, "runs"), quiet=True
+                str(Path(folder, "known")),
+                task="embedding",
+                test=0,
+                runs=Path(folder, "runs"),
+                quiet=True,
+                report=False,
             )
             seconds = time.process_time() - began
             scores = {entry["score"]: entry["value"] for entry in run.evaluate(str(Path(folder, "unseen")))}

@@ -235,7 +235,7 @@ class Trunk(nn.Module):
         x, there = x[:, :longest].long(), there[:, :longest]
         asked = self.model(input_ids=x, attention_mask=there.long(), output_hidden_states=True)
         layers = asked.hidden_states  # of the embeddings and of each layer, (B, T, F)
-        found = torch.stack(layers[(len(layers) + 1) // 2 - (len(layers) == 1) :]).mean(0)
+        found = torch.stack(layers[len(layers) // 2 :]).mean(0)
         if self.pool == "first":
             return found[:, 0]
         shares = there.to(found.dtype)[:, :, None]

@@ -177,10 +177,9 @@ def domain_and_target(folder: Path, domain: Any = None, task: Any = None) -> tup
             kind = own if own is not None else getattr(names.module(room, entry["name"]), attribute)
             kind = kind if isinstance(kind, type) else type(kind)
             built.append(kind(**entry["state"]))
+            built[-1].open(folder)
             if own is None:
                 built[-1].prepare() if what == "domain" else built[-1].measures()  # what the state is for
-    for thing in built:
-        thing.open(folder)
     return built[0], built[1]
 
 
