@@ -535,6 +535,28 @@ def test_a_training_of_a_table_is_recorded_and_gives_the_bits_of_eager_steps(run
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
+def test_a_training_of_a_table_goes_on_with_the_same_bits(runs, tmp_path):
+    examples = everything()
+    cells = [
+        ["" if value != value or value is None else str(value) for value in part.tolist()] for part in examples.inputs
+    ]
+    lines = [",".join(row) for row in zip(*cells, examples.truth, strict=True)]
+    (tmp_path / "things.csv").write_text("\n".join([",".join([*examples.names, "answer"]), *lines]) + "\n")
+    options = {"target": "answer", "runs": runs, "epochs": 3, "quiet": True, "report": False, "baselines": False}
+
+    def ends(progress):
+        if progress.step == 20:
+            raise KeyboardInterrupt
+
+    whole = lamina.train(tmp_path / "things.csv", name="whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        lamina.train(tmp_path / "things.csv", name="cut", watchers=[ends], **options)
+    again = lamina.resume(runs / "cut", quiet=True)
+    for name in ("weights.safetensors", "predictions.csv", "scores.json"):
+        assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
+    assert [column["kind"] for column in again.domain.columns] == ["number", "category", "text", "date", "identifier"]
+
+
 def test_a_table_can_train_a_net_of_ones_own(runs):
     domain = data.choose_domain(everything(), None, own_net=True)[0]
     assert domain.name == "table"
