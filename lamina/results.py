@@ -332,6 +332,7 @@ def _report(job: Job, facts: dict[str, Any]) -> None:
         if (value := getattr(job.recipe, name)) not in (None, {})
     ]
     facts["commands"] = _commands(job)
+    facts["telling"] = job.data.domain.telling(job.net, job.data.target)
     facts["findings"] = [found.state() for found in job.data.findings]
     facts["split"] = {part: job.data.size(part) for part in data.PARTS if job.data.size(part)}
     writing.write(job.folder, job.data, {**facts, "run": {**job.facts, "status": "done"}})

@@ -62,13 +62,13 @@ def test_ratios_do_not_depend_on_how_many_texts_are_counted_together(monkeypatch
 
 
 def test_a_bag_is_the_sum_over_the_root_of_how_many():
-    bag = Bag(5, 2).eval()
+    bag = Bag(5, 2, share=0.5, speed=7.0).eval()
     bag.ratio.copy_(torch.arange(12.0).reshape(6, 2) * torch.tensor([[0.0], [1], [1], [1], [1], [1]]))
     with torch.no_grad():
         bag.gate.fill_(0.1)
         bag.bias.copy_(torch.tensor([1.0, -1.0]))
     found = bag(torch.tensor([[1, 3, 0, 0], [0, 0, 0, 0]]))
-    weight = 1 + textnet.SPEED * 0.1
+    weight = 0.5 + 7 * 0.1
     expected = (bag.ratio[1] + bag.ratio[3]) * weight / 2**0.5 + bag.bias
     assert torch.allclose(found[0], expected) and torch.equal(found[1], bag.bias)
 
@@ -114,6 +114,16 @@ def test_tags_and_numbers_have_a_start_too(truth, loss):
     with torch.no_grad():
         output = net.eval()(grams, grams, grams)
         assert torch.isfinite(output).all() and loss(output, truth) < loss(torch.zeros_like(truth), truth)
+
+
+def test_texts_whose_classes_take_turns_begin_no_worse():
+    grams, classes = texts(400)
+    order = torch.argsort(torch.argsort(classes, stable=True) % 134, stable=True)  # one of each class, and so on
+    nets = [made(channels=0), made(channels=0)]
+    for net, rows in zip(nets, (torch.arange(400), order), strict=True):
+        net.start(grams[rows], grams[rows], grams[rows], classes[rows], F.cross_entropy)
+    one, other = (net.words.ratio.abs().max() for net in nets)
+    assert 0.5 < one / other < 2
 
 
 def test_the_scale_of_a_start_is_one_at_which_halves_answer_for_each_other():
@@ -184,7 +194,7 @@ def test_the_net_is_exported_and_gives_the_same():
 def test_larger_sizes_are_larger_and_arguments_win():
     sizes = [sum(p.numel() for p in TextNet.fitted((30, 30, 30), 2, size).parameters()) for size in textnet.SIZES]
     assert sizes == sorted(set(sizes))
-    assert TextNet.fitted((30, 30, 30), 2, "large", channels=5, kernels="3").convolution.out.in_features == 5
+    assert TextNet.fitted((30, 30, 30), 2, "large", channels=5, kernels="3").convolution.out.in_features == 5 + 256
     assert TextNet.fitted((0, 0, 1), 2).eval()(*[torch.zeros(3, 1, dtype=torch.int32)] * 3).shape == (3, 2)
 
 

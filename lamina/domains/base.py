@@ -249,6 +249,10 @@ class Domain:
         """Some encoded inputs as pictures (n, C, H, W) uint8 for the report; None where there is nothing to see."""
         return None
 
+    def telling(self, net: nn.Module, target: Target) -> list[tuple[str, str]]:
+        """What speaks most for each answer, for the report: (answer, words); nothing where nobody can say."""
+        return []
+
     @classmethod
     def tiny(cls) -> Any:
         """A source that can be learned in seconds."""

@@ -46,6 +46,7 @@ WORDS = 4.0  # of a value on average, from which on a column of a table holds te
 DISTINCT = 0.5  # share of its values that differ
 OTHERS = 2  # columns beside them that a table of texts may have
 LOOKED = 2000  # rows that are looked at to find that out
+TOLD, HEAVIEST = 30, 15  # classes, and words that speak for each, in the report
 TABLES = (".csv", ".tsv", ".tab", ".parquet", ".jsonl", ".ndjson", ".json", ".xlsx", ".xls", ".npz", ".zip", ".gz")
 
 
@@ -240,10 +241,27 @@ class Text(Domain):
         if not (isinstance(net, TextNet) and net.training):
             return super().loss(net, batch, target, loss)
         output = self.outputs(net, batch)  # (B, members, outputs)
+        if batch.truth is None:  # an embedding without answers is that of all members together
+            return loss(output.mean(1), None), batch.count
         one, each = output[:, 0], output.flatten(0, 1)
         truth = batch.truth.repeat_interleave(net.members, 0)
         count = losses.count(loss, one, target.shape_truth(batch.truth, one), batch.count, known=batch.known)
         return loss(each, target.shape_truth(truth, each)), count
+
+    def telling(self, net: nn.Module, target: Target) -> list[tuple[str, str]]:
+        """The words and pairs of words that weigh most for each class or tag, in the bag of words."""
+        if not isinstance(net, TextNet) or target.name not in ("classes", "tags") or not self.words:
+            return []
+        weights = net.words.weight[1:].detach().cpu()  # (F, outputs)
+        if weights.shape[1] == 1:  # of two classes, one output for the second
+            weights = torch.cat([-weights, weights], 1)
+        elif target.name == "classes":
+            weights = weights - weights.mean(1, keepdim=True)
+        known, found = self.words.split("\n"), []
+        for label, column in list(zip(target.labels, weights.T, strict=False))[:TOLD]:
+            best = column.topk(min(HEAVIEST, len(column))).indices.tolist()
+            found.append((label, " · ".join(known[k] for k in best if column[k] > 0)))
+        return found
 
     def plain(self, inputs: Any, rows: np.ndarray, model: str) -> Any:
         """Which words and pairs of words stand in each text, as a sparse matrix (n, F) of 0 and 1."""

@@ -23,8 +23,12 @@ SIZES = {
     "medium": {"embedding": 128, "channels": 192},
     "large": {"embedding": 256, "channels": 384},
 }
-SPEED = 10.0  # how much further a gate moves than the other weights: they share a learning rate
+# Of the bags of words and of pieces: the share of naive Bayes that a bag begins with, since n-grams that overlap say the
+# same more than once, pieces more than words; and how much further a gate moves than other weights at the same rate.
+WORDS = {"share": 0.5, "speed": 20.0}
+PIECES = {"share": 0.3, "speed": 30.0}
 NEAR = 5  # words on either side that are a word's company
+_MEAN = 10.0  # brings the mean of embeddings to the size of the channels' answers
 _ROWS = 4096  # texts counted together
 _TOKENS = 2_000_000  # words from which the company of each is counted
 _SCALES = 2.0 ** torch.arange(-6.0, 5.0, 0.25)
@@ -34,15 +38,17 @@ class Bag(nn.Module):
     """A linear layer over the n-grams of a text: the sum of their weights, over the root of how many there are, plus a bias.
 
     `ratio` (n-grams + 1, outputs) says what each n-gram speaks for and is not learned; row 0, of no n-gram, is zero, the
-    others are random until somebody knows better. A weight is ratio * (1 + 10 gate), where `gate` is learned and begins at
-    0. With log-count ratios that is naive Bayes; learning goes the way of NB-SVM (Wang and Manning, 2012, "Baselines and
-    Bigrams"): what says much moves far, and weight decay leads back to naive Bayes. dropout: the share of n-grams left out.
+    others are random until somebody knows better. A weight is ratio * (share + speed * gate), where `gate` is learned and
+    begins at 0. With log-count ratios and a share of 1 that is naive Bayes; learning goes the way of NB-SVM (Wang and
+    Manning, 2012, "Baselines and Bigrams"): what says much moves far, and weight decay leads back to the beginning.
+    dropout: the share of n-grams left out.
     """
 
     ratio: Tensor
 
-    def __init__(self, grams: int, outputs: int, dropout: float = 0.5):
+    def __init__(self, grams: int, outputs: int, dropout: float = 0.5, share: float = 1.0, speed: float = 10.0):
         super().__init__()
+        self.share, self.speed = share, speed
         self.register_buffer("ratio", 0.1 * torch.randn(grams + 1, outputs))
         self.ratio[0] = 0
         self.gate = nn.Parameter(torch.zeros(grams + 1, outputs))
@@ -57,13 +63,13 @@ class Bag(nn.Module):
     @property
     def weight(self) -> Tensor:
         """(n-grams + 1, outputs)"""
-        return self.ratio * (1 + SPEED * self.gate)
+        return self.ratio * (self.share + self.speed * self.gate)
 
 
 class Convolution(nn.Module):
-    """Words in their order -> embeddings, convolutions over some words each, the largest answer of every channel, a linear
-    layer (Kim, 2014, "Convolutional Neural Networks for Sentence Classification"). word_dropout and dropout: the share of
-    words, and of the channels' answers, left out."""
+    """Words in their order -> embeddings, convolutions over some words each, the largest answer of every channel and the mean
+    of the embeddings, a linear layer (Kim, 2014, "Convolutional Neural Networks for Sentence Classification"). word_dropout
+    and dropout: the share of words, and of what the last layer sees, left out."""
 
     def __init__(
         self, words: int, outputs: int, embedding: int, channels: int, kernels: Sequence[int], word_dropout: float,
@@ -75,13 +81,14 @@ class Convolution(nn.Module):
             self.embedding.weight.mul_(0.1)
         self.layers = nn.ModuleList(nn.Conv1d(embedding, channels, size, padding=size // 2) for size in kernels)
         self.word_dropout, self.dropout = nn.Dropout(word_dropout), nn.Dropout(dropout)
-        self.out = nn.Linear(channels * len(kernels), outputs)
+        self.out = nn.Linear(channels * len(kernels) + embedding, outputs)
 
     def forward(self, words: Tensor) -> Tensor:
         there = (words > 0).float()  # (B, T)
         x = self.embedding(words) * self.word_dropout(there)[:, :, None]  # (B, T, C)
         x = x.transpose(1, 2)
         found = [(F.relu(layer(x)) * there[:, None]).amax(2) for layer in self.layers]  # (B, channels) each
+        found.append(x.sum(2) * (_MEAN / there.sum(1, keepdim=True).clamp_min(1)))  # (B, embedding)
         return self.out(self.dropout(torch.cat(found, 1)))
 
 
@@ -115,8 +122,8 @@ class TextNet(nn.Module):
         for name, number in (("embedding", embedding), ("channels", channels)):
             if number < (name == "embedding"):
                 raise UsageError(f"{name} is {number}", expected="1 or more, channels also 0 for no convolution")
-        self.words = Bag(words, outputs, gram_dropout)
-        self.pieces = Bag(pieces, outputs, gram_dropout) if pieces else None
+        self.words = Bag(words, outputs, gram_dropout, **WORDS)
+        self.pieces = Bag(pieces, outputs, gram_dropout, **PIECES) if pieces else None
         parts = (vocabulary, outputs, embedding, channels, sizes, word_dropout, dropout)
         self.convolution = Convolution(*parts) if channels and vocabulary else None
 
@@ -167,12 +174,14 @@ def _begin(bag: Bag, grams: Tensor, truth: Tensor, loss: Callable[[Tensor, Tenso
     """Ratios of all texts, at the scale at which those of one half answer best for the other half."""
     kinds, width = bag.ratio.shape
     answers = _answers(truth, width)
-    outputs, order = [], torch.arange(len(grams))
-    mode, _ = bag.training, bag.eval()
-    for half in (order % 2 == 0, order % 2 == 1):
+    outputs, drawn = [], torch.randperm(len(grams), generator=torch.Generator().manual_seed(0)) % 2 == 0
+    mode, share, _ = bag.training, bag.share, bag.eval()
+    bag.share = 1.0  # the scale is that of naive Bayes itself, whatever share of it the bag begins with
+    for half in (drawn, ~drawn):
         bag.ratio.copy_(ratios(grams[half], answers[half], kinds))
         outputs.append((torch.cat([bag(part) for part in grams[~half].split(_ROWS)]), truth[~half]))
     bag.train(mode)
+    bag.share = share
     output, said = (torch.cat(column) for column in zip(*outputs, strict=True))
     rest = _rest(answers)
     losses = torch.stack([loss(rest + scale * output, said).float() for scale in _SCALES])

@@ -43,8 +43,9 @@ def page(facts: Mapping[str, Any], figures: Mapping[str, Painted] | None = None)
 
     run: run.json. scores, baselines: entries of scores.json. per_class, calibration, confused: as `evaluate` gives
     them. history: lines of history.jsonl. settings: (name, value, origin, reason) each. findings: "severity", "what",
-    "done", "fix" each. split: examples in each part. mistakes: "id", "truth", "prediction", "confidence" each. words:
-    sentences. commands: what can be typed next. name: of the run. figures: by name, those of CAPTIONS at their place.
+    "done", "fix" each. split: examples in each part. mistakes: "id", "truth", "prediction", "confidence" each.
+    telling: (answer, what speaks most for it) each. words: sentences. commands: what can be typed next. name: of the run.
+    figures: by name, those of CAPTIONS at their place.
     """
     run = facts["run"]
     headline = run.get("headline") or next(iter(facts.get("scores") or ()), None)
@@ -67,6 +68,7 @@ def page(facts: Mapping[str, Any], figures: Mapping[str, Painted] | None = None)
         calibration=_calibration(facts.get("calibration") or {}),
         mistakes=facts.get("mistakes") or (),
         clusters=facts.get("clusters") or (),
+        telling=facts.get("telling") or (),
         commands=facts.get("commands") or (),
         figures={key: _picture(painted, key) for key, painted in (figures or {}).items()},
         known=CAPTIONS,

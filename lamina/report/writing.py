@@ -55,6 +55,7 @@ def again(run: Run) -> None:
         "scores": scores["scores"],
         "baselines": scores["baselines"],
         "findings": entry["findings"],
+        "telling": loaded.domain.telling(run.net, loaded.target),
         "split": {part: count for part, count in entry["parts"].items() if count},
         "settings": [
             (name, value, *entry["origins"].get(name, ("default", "")))
