@@ -5,7 +5,7 @@
 DIR holds adult_train.csv, adult_test.csv, california_housing.csv, letter_recognition.csv, bike_hour.csv, mpg.csv, penguins.csv
 and iris.csv. The seed draws the split where the set has none, validation rows, initial weights and order. Boosted trees are
 scikit-learn's HistGradientBoosting as the run itself trains it for comparison, on the training rows without validation; beside
-them the same on training and validation rows together, which is all that a tree needs. Adult has its own test file; letters
+them the same on training and validation rows together, however long it takes. Adult has its own test file; letters
 are split as published (the first 16,000 train, the last 4,000 test); of the bicycles the last two months are the test, and
 the columns `casual` and `registered`, whose sum is the answer, are ignored; of the others a fifth, drawn, is the test.
 """
@@ -71,7 +71,7 @@ def all_rows(run: Any, score: str) -> float:
     truth, target = loaded.parts["train"][0].truth, loaded.target
     y, y_test = (target.people(truth[some].numpy()) for some in (rows, test))
     entries = baselines.baselines(
-        target.name, {"trees": lambda: (x, x_test)}, y, y_test, target.measures(), seed=run.facts["seed"],
+        target.name, {"trees": lambda: (x, x_test)}, y, y_test, target.measures(), seed=run.facts["seed"], seconds=100.0,
         labels=target.labels or None, net=Answers(y_test),
     )  # fmt: skip
     return next(entry["value"] for entry in entries if entry["name"] == "trees" and entry["score"] == score)

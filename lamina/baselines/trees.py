@@ -17,7 +17,7 @@ from lamina.targets import base
 
 # For each second allowed. A core of the usual kind needs about that long.
 CELLS = 1e6  # rows x columns in memory
-WORK = 2e7  # rows x columns x trees
+WORK = 4e7  # rows x columns x trees
 TREES = 100  # of each output
 CLASSES_MOST = 100
 
