@@ -283,6 +283,7 @@ def stability(tried: Sequence[dict], chosen: int) -> Figure:
     axis.plot(x, y, "o-", color=BLUE, lw=1.8, ms=4)
     axis.plot([chosen], [y[x.index(chosen)]], "o", color=ORANGE, ms=9, mfc="none", mew=2, label=f"taken: {chosen}")
     axis.set_ylim(min(0, *y), 1.04)
+    axis.locator_params(axis="x", integer=True)
     _style(axis, "How many clusters", "clusters", "adjusted Rand index")
     axis.legend(frameon=False, fontsize=SMALL, labelcolor=MUTED, loc="lower left", borderpad=0)
     return figure
