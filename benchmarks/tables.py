@@ -62,7 +62,6 @@ def cut(data: Path, name: str, folder: Path) -> tuple[str, dict[str, Any]]:
 def all_rows(run: Any, score: str) -> float:
     """The score of boosted trees that learned from training and validation rows."""
     from lamina import baselines
-    from lamina.targets.base import Answers
 
     loaded = run.reload()
     encoded, test = loaded.parts["test"]
@@ -72,7 +71,7 @@ def all_rows(run: Any, score: str) -> float:
     y, y_test = (target.people(truth[some].numpy()) for some in (rows, test))
     entries = baselines.baselines(
         target.name, {"trees": lambda: (x, x_test)}, y, y_test, target.measures(), seed=run.facts["seed"], seconds=100.0,
-        labels=target.labels or None, net=Answers(y_test),
+        labels=target.labels or None,
     )  # fmt: skip
     return next(entry["value"] for entry in entries if entry["name"] == "trees" and entry["score"] == score)
 
