@@ -22,7 +22,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 from lamina import files
@@ -59,7 +59,7 @@ def unpack(
     beside = folder.with_name(f"{files.TEMPORARY}{os.getpid()}-{time.monotonic_ns()}-{folder.name}")
     try:
         beside.mkdir()
-        _write(archive, beside, most, most_files)
+        names = _write(archive, beside, most, most_files)
         os.rename(beside, folder)
     except LaminaError:
         raise
@@ -69,22 +69,27 @@ def unpack(
         raise DataError(f"{archive} is no sound archive: {str(error) or type(error).__name__}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return [folder / name for name in sorted(names)]
 
 
-def _write(archive: Path, root: Path, most: int, most_files: int) -> None:
+def _write(archive: Path, root: Path, most: int, most_files: int) -> list[str]:
+    """The files written below a folder, by their names there."""
     spelled: dict[str, str] = {}  # a name as a disk may fold it -> as it is written
+    made: set[str] = set()  # folders
+    names: list[str] = []
     left = most
     for count, (name, is_folder, content) in enumerate(_entries(archive, most, most_files), 1):
         if count > most_files:
             raise DataError(f"{archive} has more than {most_files:,} files.", fix="unpack it yourself if you trust it")
-        place = _inside(archive, name, spelled, is_folder)
-        target = root / place
+        place = _inside(archive, name, spelled, made, is_folder)
+        above = place if is_folder else place.rpartition("/")[0]
+        if above not in made:
+            (root / above).mkdir(parents=True, exist_ok=True)
+            made.add(above)
         if is_folder:
-            target.mkdir(parents=True, exist_ok=True)
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target, "xb") as out:
+        names.append(place)
+        with open(f"{root}{os.sep}{place}", "xb") as out:
             while piece := content.read(_PIECE):
                 left -= len(piece)
                 if left < 0:
@@ -93,9 +98,10 @@ def _write(archive: Path, root: Path, most: int, most_files: int) -> None:
                         fix="unpack it yourself if you trust it",
                     )
                 out.write(piece)
+    return names
 
 
-def _inside(archive: Path, name: str, spelled: dict[str, str], is_folder: bool) -> PurePosixPath:
+def _inside(archive: Path, name: str, spelled: dict[str, str], made: set[str], is_folder: bool) -> str:
     """A name as a path below the folder, or DataError."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     why = (
@@ -106,14 +112,15 @@ def _inside(archive: Path, name: str, spelled: dict[str, str], is_folder: bool) 
         else "names nothing" if not parts and not is_folder
         else ""
     )  # fmt: skip
-    for k in range(len(parts)):
+    path = "/".join(parts[:-1])
+    for k in range(len(parts) - 1 if path in made else 0, len(parts)):  # what is made was looked at
         path = "/".join(parts[: k + 1])
         known = spelled.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
         if not why and known != path:
             why = f"is {known!r} on a disk that does not tell small letters from capitals"
     if why:
         raise DataError(f"{archive} holds a file whose name {why}: {name[:200]!r}.", fix="do not trust this archive")
-    return PurePosixPath(*parts)
+    return "/".join(parts)
 
 
 def _entries(archive: Path, most: int, most_files: int) -> Iterator[tuple[str, bool, Any]]:
@@ -140,8 +147,6 @@ def _entries(archive: Path, most: int, most_files: int) -> Iterator[tuple[str, b
             tar.members = []  # type: ignore[attr-defined]  # or it keeps all it has seen
             if member.issparse() or not (member.isreg() or member.isdir()):
                 raise _special(archive, member.name, "a link, a device or a file with holes")
-            if hasattr(tarfile, "data_filter"):  # Python's own opinion: what it refuses is a TarError
-                tarfile.data_filter(member, str(archive.parent.absolute()))
             yield member.name, member.isdir(), None if member.isdir() else tar.extractfile(member)
         within.seek(tar.offset)
         if within.read(512) != bytes(512):  # where `tarfile` takes a damaged header for the end

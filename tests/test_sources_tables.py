@@ -657,3 +657,8 @@ def test_inputs_to_predict_on_are_matched_by_name(table, monkeypatch):
 def test_rows_without_names_are_taken_in_their_order(table):
     columns, _, _ = tables.open_inputs(table("1.5,red\n2.5,blue\n"), ["x", "colour"], kinds="fO")
     assert columns[0].tolist() == [1.5, 2.5] and columns[1].tolist() == ["red", "blue"]
+
+
+def test_one_row_of_data_is_no_line_of_names(table):
+    columns, ids, _ = tables.open_inputs(table("3,red\n"), ["x", "colour"], kinds="fO")
+    assert columns[0].tolist() == [3.0] and columns[1].tolist() == ["red"] and ids == ["1"]

@@ -390,8 +390,6 @@ def _is_word(cell: str) -> bool:
 
 def _is_header(first: list[str], body: list[list[str]]) -> bool:
     """Whether a first row names columns: no numbers in it (but for years and counts), and no cells that come again below."""
-    if not body:
-        return True
     numbers = [cell.strip() for cell in first if _NUMBER.fullmatch(cell.strip().replace(",", "."))]
     if numbers:
         whole = [int(cell) for cell in numbers if cell.isdecimal()]
