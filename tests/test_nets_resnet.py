@@ -93,6 +93,17 @@ def test_its_first_filters_find_what_is_uncorrelated():
     )
 
 
+def test_its_last_layer_sees_the_whole_and_its_quarters():
+    net, x = ResNet(3, 4, (8, 16), parts=2).eval(), torch.randn(3, 3, 32, 32)
+    seen = net.stages(net.stem(x))
+    quarters = [seen[:, :, down, right] for down in (slice(4), slice(4, 8)) for right in (slice(4), slice(4, 8))]
+    means = [seen.mean((2, 3)), *(part.mean((2, 3)) for part in quarters)]
+    features = torch.stack(means[1:], 2).flatten(1)  # a channel's quarters side by side
+    torch.testing.assert_close(net(x), net.head(torch.cat([means[0], features], 1)))
+    alone = ResNet(3, 4, (8, 16)).eval()
+    torch.testing.assert_close(alone(x), alone.head(alone.stages(alone.stem(x)).mean((2, 3))))
+
+
 def test_mirrored_answers_are_the_same_for_a_picture_and_its_mirror_image():
     x = torch.randn(3, 3, 32, 32)
     plain, mirrored = ResNet(3, 4, (8, 16)), ResNet(3, 4, (8, 16), mirrored=True)
@@ -139,6 +150,7 @@ def test_it_learns_where_a_stroke_runs():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [({"widths": ()}, "at least one stage"), ({"widths": "8,x"}, "whole numbers"), ({"blocks": 0}, "1 or more"),
+     ({"parts": 0}, "1 or more"),
      ({"halvings": 3}, "1 or 2 halvings"), ({"dropout": 1.0}, "below 1")],
 )  # fmt: skip
 def test_what_cannot_be_built_says_so(arguments, says):

@@ -32,12 +32,14 @@ LAST = 5  # pixels a side, about: stages halve the picture until no more are lef
 
 
 class ResNet(nn.Module):
-    """A stem, stages of residual blocks, the mean over what is left of the picture, dropout, and a linear layer.
+    """A stem, stages of residual blocks, the mean over what is left of the picture and over its parts, dropout, and a linear
+    layer: of its parts, since in many photographs what is above and what is below are not the same.
 
     `widths`: channels of each stage, (64, 128, 256) or "64,128,256". `blocks`: residual blocks a stage. `stem`: channels of
     the first convolution, of 4x4 pixels. `halvings`: how often the stem halves the picture, 1 or 2. `dropout`: share of the
     averaged features set to zero while training. `mirrored`: an answer is the mean of those to the picture and to its mirror
-    image, once training is over. `UsageError` for what cannot be built.
+    image, once training is over. `parts`: how many a side the mean is taken of, beside that of the whole; 1 for none.
+    `UsageError` for what cannot be built.
     """
 
     def __init__(
@@ -50,10 +52,11 @@ class ResNet(nn.Module):
         halvings: int = 1,
         dropout: float = 0.0,
         mirrored: bool = False,
+        parts: int = 1,
     ):
         super().__init__()
         all_widths = [stem, *_numbers(widths)]
-        if len(all_widths) < 2 or min(*all_widths, channels, outputs, blocks) < 1 or halvings not in (1, 2):
+        if len(all_widths) < 2 or min(*all_widths, channels, outputs, blocks, parts) < 1 or halvings not in (1, 2):
             raise UsageError(
                 f"a resnet from {channels} channels by a stem of {stem} with {halvings} halvings over {widths!r} with "
                 f"{blocks} blocks to {outputs} outputs cannot be built",
@@ -61,7 +64,7 @@ class ResNet(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise UsageError(f"dropout is {dropout}", expected="a share from 0 to below 1")
-        self.mirrored = mirrored
+        self.mirrored, self.parts = mirrored, parts
         self.stem = nn.Sequential(
             nn.Conv2d(channels, stem, KERNEL, stride=2, padding=1, bias=False),
             *([nn.MaxPool2d(2)] if halvings == 2 else []),  # before what follows, which then has a quarter to do
@@ -76,7 +79,7 @@ class ResNet(nn.Module):
             stages.extend(Block(width) for _ in range(blocks))
         self.stages = nn.Sequential(*stages)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(all_widths[-1], outputs)
+        self.head = nn.Linear(all_widths[-1] * (1 if parts == 1 else 1 + parts**2), outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         found = self._asked(x)
@@ -84,8 +87,11 @@ class ResNet(nn.Module):
 
     def _asked(self, x: Tensor) -> Tensor:
         x = self.stem(x.to(memory_format=torch.channels_last))  # (B, C, H, W) -> (B, stem, H / 2, W / 2), or a quarter
-        x = self.stages(x).mean((2, 3))  # -> (B, widths[-1])
-        return self.head(self.dropout(x))  # -> (B, outputs)
+        x = self.stages(x)  # -> (B, widths[-1], H', W')
+        found = x.mean((2, 3))  # -> (B, widths[-1])
+        if self.parts > 1:
+            found = torch.cat([found, F.adaptive_avg_pool2d(x, self.parts).flatten(1)], 1)
+        return self.head(self.dropout(found))  # -> (B, outputs)
 
     @torch.no_grad()
     def begin(self, x: Tensor) -> None:
@@ -121,7 +127,8 @@ def planned(shape: Sequence[int], size: str) -> dict[str, Any]:
     while side >= 2 * LAST - 2:
         side, stages = side >> 1, stages + 1
     widths = [SIZES[size] >> left for left in reversed(range(stages))]
-    return {"widths": widths, "stem": min(48, 2 * KERNEL**2 * shape[0]), "halvings": halvings}
+    stem = min(48, 2 * KERNEL**2 * shape[0])  # each axis of a patch, in two signs
+    return {"widths": widths, "stem": stem, "halvings": halvings, "parts": halvings}
 
 
 def work(shape: Sequence[int], size: str) -> int:
