@@ -97,6 +97,14 @@ def test_what_is_near_another_kind_is_not_taken_for_it(values, kind):
     assert kinds(fitted(x=other, it=values))["it"] == kind
 
 
+def test_whole_numbers_that_never_come_twice_name_rows_where_they_are_dense_or_called_so():
+    sparse = RNG.permutation(N * 100)[:N] * 1.0
+    domain = fitted(
+        x=column("number"), people=sparse, user_id=sparse, liquid=sparse, nr=RNG.permutation(2 * N)[:N] * 1.0
+    )
+    assert [entry["kind"] for entry in domain.columns[1:]] == ["number", "identifier", "number", "identifier"]
+
+
 def test_whoever_says_what_a_column_is_is_believed():
     domain = fitted(
         a=column("number"), b=column("counter"), c=column("identifier"), d=np.repeat([1.0, 2.0], 100),

@@ -48,9 +48,7 @@ FAR = 1e300  # beyond it differences overflow
 MOST = 1e37  # and beyond it those of float32
 TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
 _SHOWN = 5  # values that a finding or a warning lists
-_COUNTER = re.compile(
-    r"(^|[^a-z])(id|index|idx|uuid|guid|key|nr|no|number|instant|row|record)s?($|[^a-z])", re.IGNORECASE
-)
+_COUNTER = re.compile(r"(^|[^a-z])(id|index|idx|uuid|guid|key)s?($|[^a-z])", re.IGNORECASE)
 
 
 @dataclass
