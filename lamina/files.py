@@ -223,6 +223,17 @@ def folder(path: Path) -> Path:
 
 
 @_lasting
+def cache(kind: str) -> Path | None:
+    """The folder for what can be computed again, of a kind ("pictures"): `$LAMINA_CACHE/kind` (`off` for none), else
+    `lamina/kind` in the user's cache folder. It need not be there."""
+    asked = os.environ.get("LAMINA_CACHE")
+    if asked == "off":
+        return None
+    if asked:
+        return Path(asked).expanduser() / kind
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lamina" / kind
+
+
 def claim(path: Path) -> bool:
     """Make a folder that must not exist yet; False where it does. Only one of several processes gets True."""
     folder(path.parent)

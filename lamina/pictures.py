@@ -404,12 +404,7 @@ def _piece(piece: slice) -> _Part | None:
 
 def _folder() -> Path | None:
     """Where the cache is; None where there is to be none."""
-    asked = os.environ.get("LAMINA_CACHE")
-    if asked == "off":
-        return None
-    if asked:
-        return Path(asked).expanduser() / "pictures"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lamina" / "pictures"
+    return files.cache("pictures")
 
 
 def _key(paths: Sequence[str], form: Form, grey: bool) -> str:

@@ -29,7 +29,7 @@ def test_there_are_sources():
 ORDER = [
     "errors names recipe documents files archives imports findings keyed mapped signals writer quarantine foreign",
     "sources splits checks batches inference mixing augment nets weights losses optimizers schedules penalties devices "
-    "activations initialisers machine masks quicker pieces pseudo familiar views pictures grams",
+    "activations initialisers machine masks quicker pieces pseudo features familiar views pictures grams",
     "targets pretrained",
     "domains evaluate",
     "data state history",

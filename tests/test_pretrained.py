@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import lamina
-from lamina import pretrained, weights
+from lamina import features, pretrained, weights
 from lamina.domains.base import Encoded
 from lamina.domains.pretrained import Pretrained
 from lamina.errors import RunError, UsageError
@@ -335,3 +335,52 @@ def test_a_run_on_a_trunk_goes_on_where_it_stopped(bert, runs):
         lamina.train(source(80), net=f"hf:{bert}", runs=runs, name="b", quiet=True, report=False, watchers=[stop])
     resumed = lamina.resume(runs / "b", source(80), quiet=True)
     assert all(torch.equal(value, resumed.weights()[name]) for name, value in straight.weights().items())
+
+
+# --- The cache --------------------------------------------------------------------------------------------------------
+
+
+def test_features_are_found_again_by_another_run_and_computed_where_weights_or_examples_differ(
+    bert, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("LAMINA_CACHE", str(tmp_path))
+    column, truth = texts(200)
+    target = Classes()
+    target.fit(truth)
+
+    def computed(rows, change=0.0):
+        domain = Pretrained(trunk=f"hf:{bert}", length=12)
+        domain.fit((column[rows],), np.arange(len(rows)))
+        net = domain.net(target, "small", domain.trunk)
+        net.trunk.model.embeddings.word_embeddings.weight.data.add_(change)
+        asked = []
+        net.trunk.register_forward_hook(lambda module, given, found: asked.append(len(given[0])))
+        found = domain.featured(net, Encoded(domain.encode((column[rows],))), None).inputs[0]
+        return sum(asked), found
+
+    first, expected = computed(np.arange(100))
+    again, same = computed(np.arange(100)[::-1].copy())
+    assert first == 100
+    assert again == 0 and torch.equal(same.flip(0), expected)
+    assert 0 < computed(np.arange(50, 150))[0] <= 50
+    assert computed(np.arange(100), change=0.01)[0] == 100
+
+
+def test_a_damaged_cache_is_as_good_as_none_and_the_oldest_go_first(monkeypatch, tmp_path):
+    monkeypatch.setenv("LAMINA_CACHE", str(tmp_path))
+    some = features.keys(torch.arange(40).reshape(10, 4))
+    assert len(np.unique(some, axis=0)) == 10 and np.array_equal(some, features.keys(torch.arange(40).reshape(10, 4)))
+    table = torch.randn(10, 3)
+    features.keep("a" * 64, some[:6], table[:6])
+    found, there = features.known("a" * 64, some, 3)
+    assert there.tolist() == [True] * 6 + [False] * 4 and torch.equal(found[:6], table[:6])
+    assert not features.known("b" * 64, some, 3)[1].any() and not features.known("a" * 64, some, 5)[1].any()
+    monkeypatch.setattr(features, "MOST_BYTES", 5 * 28)
+    features.keep("a" * 64, some[6:], table[6:])
+    assert features.known("a" * 64, some, 3)[1].tolist() == [False] * 5 + [True] * 5
+    for place in (tmp_path / "features").iterdir():
+        place.write_bytes(place.read_bytes()[:-9])
+    assert not features.known("a" * 64, some, 3)[1].any()
+    monkeypatch.setenv("LAMINA_CACHE", "off")
+    features.keep("a" * 64, some, table)
+    assert not features.known("a" * 64, some, 3)[1].any()

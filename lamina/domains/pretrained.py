@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lamina import mapped, names, pretrained, pseudo
+from lamina import features, mapped, names, pretrained, pseudo
 from lamina.batches import over
 from lamina.domains.arrays import Scale
 from lamina.domains.base import Domain, Encoded
@@ -34,6 +34,7 @@ LENGTH = 0.999  # share of the training texts that are taken whole
 FOLDS = 5
 TRIED = 3_000  # examples in cross-validation
 FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of what the features and the words say, that are tried
+CACHED = 64  # examples from which on features are looked for in the cache
 AT_ONCE = 16  # examples in the trunk: few of like length, in little memory
 OUTPUTS_MOST = 32  # beyond it the words would need more numbers than the trunk has
 
@@ -179,9 +180,21 @@ class Pretrained(Domain):
         wanted = np.arange(len(column)) if rows is None else np.unique(rows)
         missing = wanted[~kept["there"][wanted]]
         if len(missing):
-            kept["table"][torch.from_numpy(missing)] = self._computed(net.trunk, column, missing, device)
+            kept["table"][torch.from_numpy(missing)] = self._looked_up(net, column, missing, device)
             kept["there"][missing] = True
         return Encoded((kept["table"], *examples.inputs[1:]), examples.truth, examples.encode_truth)
+
+    def _looked_up(self, net: Any, column: Tensor, rows: np.ndarray, device: Any) -> Tensor:
+        """(n, F) of some rows: from the cache where many are asked for, else computed."""
+        if len(rows) < CACHED:
+            return self._computed(net.trunk, column, rows, device)
+        trunk, keys = features.of_trunk(net.trunk), features.keys(mapped.take(column, torch.from_numpy(rows)))
+        table, there = features.known(trunk, keys, int(net.features))
+        if not there.all():
+            new = self._computed(net.trunk, column, rows[~there], device)
+            table[torch.from_numpy(~there)] = new
+            features.keep(trunk, keys[~there], new)
+        return table
 
     @torch.no_grad()
     def _computed(self, trunk: nn.Module, column: Tensor, rows: np.ndarray, device: Any) -> Tensor:
