@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import tempfile
 import time
 import zipfile
@@ -69,9 +70,8 @@ def main() -> None:
                 )
                 seconds = time.process_time() - began
                 scores = {entry["score"]: entry["value"] for entry in run.scores if entry["split"] == "test"}
-                simple = {
-                    entry["name"]: entry["value"] for entry in run.facts["baselines"] if entry["score"] == "accuracy"
-                }
+                held = json.loads((run.folder / "scores.json").read_text())["baselines"]
+                simple = {entry["name"]: entry["value"] for entry in held if entry["score"] == "accuracy"}
             found.append(
                 [scores["accuracy"], scores["verification_auc"], simple["neighbour"], simple["fisher"], seconds]
             )
