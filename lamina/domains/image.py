@@ -43,7 +43,7 @@ from lamina.views import Change
 CHANNELS = (1, 3, 4)
 RESNET = 32  # pixels a side from which on a residual net is worth its time
 CORE = 5e10  # multiplications and additions, times two, that a core learns by in a second
-PASSES = 100  # over 405 pictures, a net should have time for; over more pictures fewer, as their square root
+PASSES = 60  # over 405 pictures, a net should have time for; over more pictures fewer, as their square root
 MANY = 3_000  # pictures
 THUMBNAIL = 16  # pixels a side of what simple models learn from
 _SHOWN = 10  # files a finding lists
@@ -171,7 +171,7 @@ class Image(Domain):
         # As much work as the time allows; of the nets that see every picture often enough in it, the largest.
         seconds = 0.85 * asked.budget if asked.budget else 270 * max(1.0, count / 3000) ** 0.4
         power = CORE * cores() if asked.budget else 2 * CORE
-        passes = max(6.0, PASSES * math.sqrt(405 / max(405, count)))
+        passes = max(7.0, PASSES * math.sqrt(405 / max(405, count)))
         size: str = asked.size or "small"
         epochs = 1.0
         for larger in (asked.size,) if asked.size else resnet.SIZES:
