@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lamina
-from lamina import data, grams
+from lamina import data, grams, sources
 from lamina import recipe as recipes
 from lamina.cli import main
 from lamina.domains.text import OTHERS, Text, text_columns
@@ -54,6 +54,19 @@ def fitted(texts, **options):
 
 def test_a_source_of_texts_is_surely_one():
     assert Text.sniff(Examples((objects(["a", "b"]),), kind="texts"))[0] > 0.9
+
+
+@pytest.mark.parametrize("x", [GOOD, np.array(GOOD), objects(GOOD), ["a", None, "", "7"]])
+def test_a_list_or_array_of_texts_in_memory_is_a_source_of_them(x):
+    source = sources.open((x, ["a", "b", "a", "b"]))
+    assert source.train.kind == "texts" and source.train.inputs[0].tolist() == ["" if e is None else e for e in x]
+    assert "4 texts" in source.about
+
+
+@pytest.mark.parametrize("x", [["1", "2", "3", "4"], np.array([["a"], ["b"], ["c"], ["d"]]), ["", None, "1", " "]])
+def test_numbers_written_as_texts_and_tables_of_texts_are_not(x):
+    with pytest.raises(DataError):
+        sources.open((x, ["a", "b", "a", "b"]))
 
 
 def test_a_table_whose_column_holds_texts_is_one_and_says_which():

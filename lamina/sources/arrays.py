@@ -62,7 +62,8 @@ def read(source: Any) -> Source:
 def in_memory(x: Any, y: Any = None) -> Source:
     """x (N, ...) or a tuple of such, and y (N, ...) or None -> a Source."""
     train = examples(x, y)
-    return Source("arrays in memory", train, about=f"{describe(train)}, {train.inputs[0].dtype}, in memory")
+    form = "" if train.kind == "texts" else f", {train.inputs[0].dtype}"
+    return Source("arrays in memory", train, about=f"{describe(train)}{form}, in memory")
 
 
 def examples(x: Any, y: Any = None, *, names: tuple[str, str] = ("x", "y")) -> Examples:
@@ -71,7 +72,8 @@ def examples(x: Any, y: Any = None, *, names: tuple[str, str] = ("x", "y")) -> E
     if not columns:
         raise DataError(f"{names[0]} is an empty tuple.", expected="one array or more")
     called = [names[0] if len(columns) == 1 else f"{names[0]}[{k}]" for k in range(len(columns))]
-    inputs = tuple(_inputs(column, what) for column, what in zip(columns, called, strict=True))
+    written = _texts(x)
+    inputs = (written,) if written is not None else tuple(map(_inputs, columns, called))
     truth = None if y is None else _truth(y, names[1])
     for column, what in [*zip(inputs, called, strict=True)][1:] + ([] if truth is None else [(truth, names[1])]):
         if len(column) != len(inputs[0]):
@@ -81,7 +83,28 @@ def examples(x: Any, y: Any = None, *, names: tuple[str, str] = ("x", "y")) -> E
             )
     if not len(inputs[0]):
         raise DataError(f"{called[0]} has no examples: its shape is {inputs[0].shape}.", expected="one or more")
-    return Examples(inputs, truth)
+    return Examples(inputs, truth, "arrays" if written is None else "texts")
+
+
+def _texts(value: Any) -> np.ndarray | None:
+    """A list or column of texts, None for a gap, as objects (N,); None for anything else, and where all are numbers."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist() if value.ndim == 1 and value.dtype.kind in "UO" else ()
+    if not isinstance(value, list) or not value or not all(entry is None or isinstance(entry, str) for entry in value):
+        return None
+    if all(not entry or not entry.strip() or _is_number(entry) for entry in value):
+        return None
+    column = np.empty(len(value), object)
+    column[:] = ["" if entry is None else entry for entry in value]
+    return column
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def rows_not_finite(column: np.ndarray) -> np.ndarray:
