@@ -662,3 +662,40 @@ def test_rows_without_names_are_taken_in_their_order(table):
 def test_one_row_of_data_is_no_line_of_names(table):
     columns, ids, _ = tables.open_inputs(table("3,red\n"), ["x", "colour"], kinds="fO")
     assert columns[0].tolist() == [3.0] and columns[1].tolist() == ["red"] and ids == ["1"]
+
+
+# --- What people's files begin and end with ---------------------------------------------------------------------------
+
+
+def test_lines_above_the_names_are_left_out_and_told(table):
+    source = sources.open(table("Sales of 2021\nby region\n\n" + text()))
+    assert source.train.names == NAMES[:4] and told(source, "title_lines").count == 2
+    assert source.train.ids[0] == 5 and source.train.count == 20
+
+
+def test_a_separator_at_the_end_of_each_row_shifts_nothing(table):
+    plain = sources.open(table(text(), "plain.csv"), columns=Columns(target=("sex",)))
+    for names in (NAMES, [*NAMES, ""]):
+        source = sources.open(table(text([[*row, ""] for row in ROWS], names)), columns=Columns(target=("sex",)))
+        assert column(source, "bill").tolist() == column(plain, "bill").tolist() and source.train.names[:4] == NAMES[:4]
+    rows = [[f"r{k}", *row] for k, row in enumerate(ROWS)]
+    source = sources.open(table(text(rows)), columns=Columns(target=("sex",)))  # as R writes it
+    assert (
+        source.train.names == ["row", *NAMES[:4]] and column(source, "bill").tolist() == column(plain, "bill").tolist()
+    )
+    with pytest.raises(DataError, match="5 names in its first line and 6 cells"):
+        sources.open(table(text([["same", *row] for row in ROWS])))
+
+
+def test_names_that_come_again_are_no_row(table):
+    source = sources.open(table(text() + text()), columns=Columns(target=("species",)))
+    assert source.train.count == 40 and told(source, "names_again").examples == [22]
+    assert column(source, "bill").dtype == np.float64 and kinds(source) == ["names_again"]
+    assert source.train.ids[20] == 23
+
+
+def test_a_word_above_numbers_is_a_name(table):
+    source = sources.open(table("id,2019,2020\n" + "".join(f"{k},{k + 5},{k % 2}\n" for k in range(9))))
+    assert source.train.names == ["id", "2019"] and source.findings == []
+    gap = sources.open(table("NA,red,1\n" + "".join(f"{k},red,{k % 2}\n" for k in range(9))))
+    assert "no_header" in kinds(gap) and gap.train.count == 10

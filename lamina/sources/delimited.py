@@ -33,6 +33,7 @@ _RAGGED = 0.1  # share of rows with another number of cells above which a file i
 _NAMED = {"tab": "\t", "\\t": "\t", "space": " ", "comma": ",", "semicolon": ";", "pipe": "|", "point": "."}
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _NUMBER = re.compile(NUMBER)
+_NO_NAMES = {"na", "n/a", "nan", "null", "none", "inf", "-inf"}  # that stand for a gap
 _COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
 
 
@@ -135,6 +136,7 @@ class Dialect:
     names: list[str]
     skip: int  # lines before the first row of data
     unsure: bool  # whether the header is missing by our own judgement
+    titles: int = 0  # lines of words above the names
 
 
 # --- Bytes to UTF-8 ---------------------------------------------------------------------------------------------------
@@ -364,12 +366,25 @@ def dialect(data: bytes, name: str, ending: str, asked: Reading) -> Dialect:
     several = separator if len(separator) > 1 or not separator.isascii() else ""
     rows = cells(sample.replace(several, _PLAIN) if several else sample, _PLAIN if several else separator, quote)
     width = Counter(map(len, rows)).most_common(1)[0][0] if rows else 1
-    body = rows[1:]
-    named = len(rows[0]) == width - 1 and len(rows) > 1 and all(map(_is_word, rows[0]))  # R leaves the rows' own out
-    header = asked.header if asked.header is not None else named or _is_header(rows[0], body)
+    titles = 0  # lines above the names
+    while width > 2 and titles < min(10, len(rows) - 2) and len(rows[titles]) <= width // 2:
+        titles += 1
+    rows, above = rows[titles:], titles
+    for line in sample.split("\n") if titles else ():  # those, and the blank ones before the names
+        if not titles and line.strip("\r"):
+            break
+        titles -= bool(line.strip("\r"))
+        skip += 1
+    body, first = rows[1:], rows[0]
+    full = [row for row in body if len(row) == width]
+    named = len(first) == width - 1 and len(full) > 0 and all(map(_is_word, first))
+    header = asked.header if asked.header is not None else named or _is_header(first, body)
     if header:
-        width = len(rows[0]) + named if named or len(rows) == 1 else max(width, 1)
-        first = rows[0] if not named else ["row", *rows[0]]
+        if named and all(not row[-1].strip() for row in full):
+            first = [*first, ""]  # each row ends with a separator, but that of the names
+        elif named and len({row[0] for row in full}) == len(full):
+            first = ["row", *first]  # as R writes it: the names of the rows have no name
+        width = len(first) if len(rows) == 1 else width
         if len(first) != width:
             raise DataError(
                 f"{name} has {len(first)} names in its first line and {width} cells in most others.",
@@ -381,7 +396,8 @@ def dialect(data: bytes, name: str, ending: str, asked: Reading) -> Dialect:
     else:
         names = [f"column_{k}" for k in range(1, width + 1)]
     decimal = asked.decimal or _decimal(body if header else rows, separator)
-    return Dialect(separator, quote, header, decimal, width, names, skip, not header and asked.header is None)
+    unsure = not header and asked.header is None
+    return Dialect(separator, quote, header, decimal, width, names, skip, unsure, above)
 
 
 def _is_word(cell: str) -> bool:
@@ -389,15 +405,22 @@ def _is_word(cell: str) -> bool:
 
 
 def _is_header(first: list[str], body: list[list[str]]) -> bool:
-    """Whether a first row names columns: no numbers in it (but for years and counts), and no cells that come again below."""
-    numbers = [cell.strip() for cell in first if _NUMBER.fullmatch(cell.strip().replace(",", "."))]
-    if numbers:
-        whole = [int(cell) for cell in numbers if cell.isdecimal()]
+    """Whether a first row names columns: a word above numbers; or no numbers in it (but for years and counts), and no cells
+    that come again below."""
+    for k, cell in enumerate(first):
+        below = [row[k].strip() for row in body if len(row) > k and row[k].strip()]
+        numbers = sum(_NUMBER.fullmatch(word.replace(",", ".")) is not None for word in below)
+        words = re.search(r"[^\W\d_]", cell) and cell.strip().casefold() not in _NO_NAMES
+        if words and len(below) > 2 and numbers > 0.8 * len(below):
+            return True
+    figures = [cell.strip() for cell in first if _NUMBER.fullmatch(cell.strip().replace(",", "."))]
+    if figures:
+        whole = [int(cell) for cell in figures if cell.isdecimal()]
         steps = len(whole) > 2 and {b - a for a, b in itertools.pairwise(whole)} == {1}
-        return len(whole) == len(numbers) and steps and (whole[0] in (0, 1) or 1800 <= whole[0] <= 2200)
-    words = [(k, cell) for k, cell in enumerate(first) if cell.strip()]
-    again = sum(any(len(row) > k and row[k] == cell for row in body) for k, cell in words)
-    return again <= 0.5 * len(words) and max((len(cell) for _, cell in words), default=0) <= 200
+        return len(whole) == len(figures) and steps and (whole[0] in (0, 1) or 1800 <= whole[0] <= 2200)
+    titles = [(k, cell) for k, cell in enumerate(first) if cell.strip()]
+    again = sum(any(len(row) > k and row[k] == cell for row in body) for k, cell in titles)
+    return again <= 0.5 * len(titles) and max((len(cell) for _, cell in titles), default=0) <= 200
 
 
 def _decimal(rows: list[list[str]], separator: str) -> str:
@@ -449,6 +472,11 @@ def read(data: bytes, name: str, ending: str, asked: Reading) -> Table:
             "if it names the columns: --source-arg header=yes; if not, say so: header=no",
         ))  # fmt: skip
     words = (*asked.text, *(name for name, kind in asked.kinds.items() if kind == "O"), *_codes(data, way, names))
+    if way.titles:
+        found.append(Finding(
+            "title_lines", "note", f"{way.titles} line{'s' if way.titles > 1 else ''} of words stand above the names of the "
+            f"columns of {name}.", way.titles, [], "left out", "take them out of the file",
+        ))  # fmt: skip
     as_text = {column: pa.string() for column in words if column in names}
 
     def parse(threads: bool, block: int) -> tuple[Any, list[Any]]:
@@ -492,8 +520,32 @@ def read(data: bytes, name: str, ending: str, asked: Reading) -> Table:
         if len(bad) > _RAGGED * (table.num_rows + len(bad)):
             raise DataError(told, expected="the same number of cells in every row", fix=fix)
         found.append(Finding("ragged_rows", "warning", told, len(bad), places[:5], "they were left out", fix))
+    again = _names_again(table, way) if way.header else None
+    if again is not None:
+        places = [int(line) for line in lines[again] + shift]
+        found.append(Finding("names_again", "warning", f"{name} repeats its names in {_lines(places)}.", len(places),
+                             places[:5], "they were left out", ""))  # fmt: skip
+        table, lines = table.filter(~again), lines[~again]
     columns = [table.column(k) for k in range(table.num_columns)]
     return Table(name, names, columns, lines + shift, found, way.decimal)
+
+
+def _names_again(table: Any, way: Dialect) -> np.ndarray | None:
+    """Rows that hold the names of the columns once more, as where files were put one behind the other; None for none."""
+    import pyarrow.compute as pc
+    from pyarrow import types
+
+    alike = None
+    for column, title in zip(table.columns, way.names, strict=True):
+        if not title.strip():
+            continue
+        if not types.is_string(column.type):
+            return None
+        same = pc.fill_null(pc.equal(column, title), False).to_numpy()
+        alike = same if alike is None else alike & same
+        if not alike.any():
+            return None
+    return alike
 
 
 def _after(data: bytes, lines: int) -> int:
@@ -603,12 +655,15 @@ def clean_names(given: list[str], where: str) -> tuple[list[str], list[Finding]]
     """Names of columns: none blank, none twice, spaces within single and none around, no control characters."""
     names: list[str] = []
     renamed: list[str] = []
+    taken: set[str] = set()
+    all_given = Counter(map(str, given))
     for k, old in enumerate(given, 1):
         new = " ".join("".join(c if c.isprintable() else " " for c in str(old)).split()) or f"column_{k}"
         stem, count = new, 2
-        while new in names or (new != old and new in given[k:]):
+        while new in taken or (new != old and new in all_given):
             new, count = f"{stem}_{count}", count + 1
         names.append(new)
+        taken.add(new)
         if new != old:
             renamed.append(f"{old!r} to {new!r}")
     if not renamed:

@@ -188,7 +188,8 @@ def _archive(path: Path, name: str, columns: Columns, asked: Reading) -> Source:
         return one(files[0], f"{name}/{files[0].name}", columns, asked)
     from lamina.sources import folders
 
-    return folders.read(folder, name, columns, asked)
+    opened = folders.read(folder, name, columns, asked)
+    return replace(opened, about=f"{opened.about}, unpacked in {folder}")
 
 
 def unpacked(path: Path) -> Path:
