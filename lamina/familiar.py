@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 FILE = "familiar.safetensors"  # in a run's folder
 LAYERS = 4  # of a net that are looked at
-WIDEST = 256  # numbers of a layer; more are added up in groups, with signs (count sketch)
+SIDE = 10  # places in each direction of which the mean is taken, evenly spread
+WIDEST = 128  # numbers of a layer; more are added up in groups, with signs (count sketch)
 CLASSES = 50  # up to which each has a mean of its own
 QUANTILE = 0.99  # of the held-out examples that are familiar
 ROWS = 4000  # to learn from; half as many to measure on
@@ -76,11 +77,12 @@ class Watched(nn.Module):
 
 
 def watch(net: nn.Module, inputs: tuple[Tensor, ...], layers: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
-    """(the net's output, what went into some of its layers by name), the last time where one is called often."""
+    """(the net's output, what went into some of its layers by name: of pictures (B, C, H, W), of sequences (B, T, C)); of a
+    layer that is called more than once, the last time."""
     seen: dict[str, Tensor] = {}
 
     def note(name: str, module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen[name] = given[0]
+        seen[name] = given[0].transpose(1, 2) if isinstance(module, nn.Conv1d) else given[0]  # features last
 
     handles = [net.get_submodule(name).register_forward_pre_hook(functools.partial(note, name)) for name in layers]
     try:
@@ -92,14 +94,17 @@ def watch(net: nn.Module, inputs: tuple[Tensor, ...], layers: Sequence[str]) -> 
 
 def summary(given: Tensor, dim: int) -> Tensor:
     """What went into a layer -> (B, E), E at most WIDEST: features as they are; of places their mean and deviation."""
-    x = given if dim == 0 else given.transpose(0, dim)
-    x = x.float()
+    x = (given if dim == 0 else given.transpose(0, dim)).float()
     if x.ndim > 2 and dim != 0:  # (B, members, E): one net's members see the same
         x = x.flatten(1)
     elif x.ndim > 2:
-        places = list(range(2, x.ndim)) if x.ndim == 4 or x.ndim == 5 else [1]
-        deviation, mean = torch.var_mean(x, places, correction=0)
-        x = torch.cat([mean.flatten(1), deviation.clamp(min=0).sqrt().flatten(1)], 1)
+        places = list(range(2, x.ndim)) if x.ndim > 3 else [1]
+        for place in places:
+            steps = -(-x.shape[place] // SIDE)
+            x = x[(slice(None),) * place + (slice(None, None, steps),)]
+        mean = x.mean(places).flatten(1)
+        deviation = ((x * x).mean(places).flatten(1) - mean * mean).clamp(min=0).sqrt()  # var_mean takes ten times as long
+        x = torch.cat([mean, deviation], 1)
     elif x.ndim == 1:
         x = x[:, None]
     width = x.shape[1]
