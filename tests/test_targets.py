@@ -593,3 +593,10 @@ def test_answers_are_cut_row_by_row():
 def test_a_loss_is_seen_through_its_partials():
     assert bare(functools.partial(functools.partial(F.mse_loss, reduction="sum"), reduction="mean")) is F.mse_loss
     assert bare(None) is None
+
+
+def test_classes_stand_in_the_order_in_which_people_count():
+    target = Classes()
+    truth = np.array(["s10", "s2", "s1", "s2"])
+    target.fit(truth)
+    assert target.labels == ["s1", "s2", "s10"] and target.encode(truth).tolist() == [2, 1, 0, 1]

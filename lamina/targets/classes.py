@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lamina import mapped, optimizers
 from lamina.errors import DataError, UsageError, rows
+from lamina.sources.places import natural
 from lamina.targets.base import Answers, Measure, Target, bare, places
 
 SPREAD = 0.5  # standard deviation of log(temperature) before anything is known: a few examples prove little
@@ -72,7 +73,9 @@ class Classes(Target):
             self.values = list(range(int(distinct.max()) + 1))
             self.labels = [str(value) for value in self.values]
         else:
-            self.values, self.labels = distinct.tolist(), [str(value) for value in distinct.tolist()]
+            words = column.dtype.kind == "U"  # in which s2 comes before s10
+            self.values = sorted(distinct.tolist(), key=natural) if words else distinct.tolist()
+            self.labels = [str(value) for value in self.values]
         if len(distinct) < 2:
             raise DataError(
                 f"All training examples are of one class, {str(distinct[0])!r}.",
