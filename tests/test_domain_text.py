@@ -303,6 +303,30 @@ def test_texts_tell_tags_and_numbers_too(task, runs):
     assert np.corrcoef(said, sign)[0, 1] > 0.9  # from the start alone
 
 
+@pytest.mark.parametrize(
+    ("letters", "words"),
+    [
+        ("的一是不了在人有我他这中大来上国", ("喜欢", "讨厌")),  # Chinese
+        ("กขคงจชดตถทนบปพมยรลวสหอ", ("ชอบ", "เกลียด")),  # Thai
+        ("あいうえおかきくけこさしすせそ", ("最高", "最悪")),  # Japanese
+        ("абвгдежзиклмнопрст ", ("прекрасно", "ужасно")),
+    ],
+)
+def test_scripts_with_and_without_spaces_are_learned(letters, words):
+    random = np.random.default_rng(0)
+    noise = ["".join(random.choice(list(letters), 20)) for _ in range(400)]
+    texts = [row[:10] + words[k % 2] + row[10:] for k, row in enumerate(noise)]
+    truth = np.array(["like", "hate"])[np.arange(400) % 2]
+    domain, target, rows = Text(), Classes(), np.arange(300)
+    domain.fit((objects(texts),), rows)
+    target.fit(truth[rows])
+    net = domain.net(target, "small", channels=0)
+    encoded = data.Encoded(domain.encode(texts), target.encode(truth))
+    domain.begin(net, encoded, rows, target)
+    answers = domain.predict(net.eval(), texts[300:], target)
+    assert (answers.prediction == truth[300:]).mean() > 0.95
+
+
 def test_what_is_broken_on_purpose_is_learned_from(runs, tmp_path):
     """Empty rows, control characters, emoji, scripts, accents apart, surrogates, and a very long row, all in one table."""
     texts, labels = reviews(100)
