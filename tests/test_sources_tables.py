@@ -586,6 +586,9 @@ def test_data_frames_dicts_and_arrow_tables(table):
     assert sources.open(frame).train.ids.tolist() == ["r1", "r2", "r3"]
     apart = sources.open(({"x": [1.0, 2.0, 3.0]}, [0, 1, 0]))
     assert apart.train.kind == "table" and apart.train.truth.tolist() == [0, 1, 0]
+    frame.__class__.__array__ = lambda self, dtype=None, copy=None: np.ones((3, 2))
+    assert sources.open((frame, [0, 1, 0])).train.kind == "arrays"  # nothing but numbers
+    del Frame.__array__
     with pytest.raises(DataError, match="different lengths: 'a' 2, 'b' 3"):
         sources.open({"a": [1, 2], "b": [1, 2, 3]})
     with pytest.raises(DataError, match="3 rows, and there are 2 answers"):

@@ -198,7 +198,7 @@ def _open(source: Any, data_dir: str | Path | None, columns: Columns, asked: Rea
     elif formats.is_table(source):
         asked.only(("missing", "text"), "a table in memory")
         opened = tables.source(formats.given(source), columns, asked)
-    elif isinstance(source, tuple) and len(source) == 2 and formats.is_table(source[0]):
+    elif isinstance(source, tuple) and len(source) == 2 and formats.is_table(source[0]) and not _is_array(source[0]):
         opened = tables.source_with_answers(*source, columns, asked)
     else:
         if name == "mnist":
@@ -217,6 +217,12 @@ def _open(source: Any, data_dir: str | Path | None, columns: Columns, asked: Rea
             if (examples := getattr(opened, part)) is not None:
                 examples.truth = examples.labels = None
     return opened
+
+
+def _is_array(table: Any) -> bool:
+    """Whether a data frame holds nothing but finite numbers: beside its answers it is taken as an array (N, F)."""
+    numbers = np.asarray(table) if hasattr(table, "__array__") else np.empty(0, object)
+    return numbers.ndim == 2 and numbers.dtype.kind in "biuf" and bool(np.isfinite(numbers).all())
 
 
 def no_columns(columns: Columns, asked: Reading, name: str) -> None:

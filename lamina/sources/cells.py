@@ -214,7 +214,8 @@ def told(table: Table, made: dict[str, Column], *, answers: bool = False) -> lis
             found.append(Finding(
                 "mixed_column", "warning", f"The column {name!r} of {table.name} holds numbers in {one.share:.0%} of its "
                 f"cells, and words: {_counts(one.odd)}.", count, list(one.odd)[:5],
-                "each is a class" if answers else "all are taken as words", "mend the words",
+                "each is a class" if answers else "all are taken as words",
+                "if they should be numbers, mend the words",
             ))  # fmt: skip
     return found
 
