@@ -117,7 +117,7 @@ class Text(Domain):
                 len(left), left[:10], "left out", "--domain table learns from all columns; --domain-arg columns=NAME chooses",
             ))  # fmt: skip
         parts = {
-            part: self._joined(examples, f"The {part} data")
+            part: self._joined(examples, f"the {part} data")
             for part in ("train", "valid", "test")
             if (examples := getattr(source, part)) is not None
         }
@@ -129,7 +129,7 @@ class Text(Domain):
         missing = [title for title in self.columns if title not in titles]
         if missing:
             hints = "; ".join(f"{title!r}: {near(title, titles)}" for title in missing)
-            raise DataError(f"{where} lack {len(missing)} of the {len(self.columns)} columns of texts: {hints}",
+            raise DataError(f"{where}: {len(missing)} of {len(self.columns)} columns of texts missing: {hints}",
                             expected=f"the columns {', '.join(map(repr, self.columns))}, in any order")  # fmt: skip
         parts = [_texts(examples.inputs[titles.index(title)], gaps=True) for title in self.columns]
         joined = parts[0] if len(parts) == 1 else ["\n".join(filter(None, row)) for row in zip(*parts, strict=True)]
