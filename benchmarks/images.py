@@ -87,11 +87,10 @@ def hand(paths: list[str], side: int) -> Any:
 
 
 def ours(paths: list[str], side: int) -> Any:
-    """As the image domain does it: the headers of some, all pictures, and into the cache or from there."""
+    """As the image domain does it: the headers of some, all pictures, into the cache; or from there."""
     from lamina import pictures
 
-    pictures.look(paths)
-    return pictures.decode(paths, pictures.Form(3, side, side)).column
+    return pictures.decode(paths, size=side).column
 
 
 def resident(paths: list[str], side: int) -> Any:
@@ -169,7 +168,7 @@ def decodings(asked: argparse.Namespace, scratch: Path) -> None:
         "Pictures decoded: seconds, a loop of a `multiprocessing.Pool` by hand against lamina, the first time and again"
     )
     table("", "pictures", "by hand", "lamina", "to hand", "from the cache", "one .npy file")
-    for name in SIDES:
+    for name in asked.only or SIDES:
         folder, cache = unpack(name, asked.data, scratch), scratch / f"cache-{name}"
         taken: dict[str, list[float]] = {"hand": [], "lamina": [], "cache": [], "resident": []}
         count = 0
@@ -191,6 +190,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", action="append", choices=list(SIDES), help="decode this set alone; may be repeated")
     parser.add_argument("--budget", help="time for each run: 5m")
     parser.add_argument("--epochs", type=int, help="instead of a budget, where the machine is shared")
     parser.add_argument("--one", help=argparse.SUPPRESS)

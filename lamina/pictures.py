@@ -3,9 +3,9 @@
 In: paths of pictures. Out: a `Decoded`: the column, which of the paths are in it, and why the others are not. Called by
 the image domain, for training and for prediction alike.
 
-    look     the headers of some of them -> their sizes, and whether they are grey
+    decode   all of them, on every core, into memory or above `--memory` onto the disk; or from the cache. Before that,
+    look     at the headers of some of them -> their sizes, and whether they are grey
     choose   sizes, count -> the `Form` of the column, with the reason
-    decode   all of them, on every core, into memory or above `--memory` onto the disk; or from the cache
 
 The rules, the same for every picture: it is what its content says, whatever its name ends in; the first frame of several;
 turned upright as its EXIF orientation says; 16-bit grey by its depth, 65,535 as 255; what is transparent shows white; the
@@ -53,7 +53,7 @@ KEPT = 64  # pixels: pictures of one size up to this keep it
 SIDES = ((3_000, 96), (30_000, 80), (math.inf, 64))  # up to so many pictures, the side of a square of the column's area
 _PROCESSES = 256  # pictures from which on processes are worth their start; below, threads do it
 _DAY = 86_400  # seconds
-_VERSION = 1  # of what an entry of the cache holds
+_VERSION = 2  # of what an entry of the cache holds
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations whose width is the height of the upright picture
 
 
@@ -87,6 +87,11 @@ class Decoded:
     place: Path | None = None  # its entry in the cache
     reused: bool = False  # it came from there
     note: str = ""  # why it is not in the cache
+    why: str = ""  # of the form, where it was chosen
+
+    @property
+    def form(self) -> Form:
+        return Form(*self.column.shape[1:])
 
 
 class Unreadable(Exception):
@@ -274,21 +279,28 @@ def _is_grey(table: np.ndarray) -> bool:
 # --- Many pictures ----------------------------------------------------------------------------------------------------
 
 
-def decode(paths: Sequence[str], form: Form, *, grey: bool = False, keep: bool = True) -> Decoded:
+def decode(paths: Sequence[str], form: Form | None = None, *, size: int = 0, keep: bool = True) -> Decoded:
     """All pictures that can be read, in their order, within `mapped.limited`; from the cache where it has them.
 
-    grey: the form has one channel because all that was looked at is grey: if another turns out to be coloured, all are
-    decoded again in three channels. keep: in the cache. Raises ResourceError where a disk or a process fails.
+    form: as it was in training; without one it is chosen, with the reason in `why`, and has one channel where all pictures are
+    grey, in whatever they are stored. size: pixels of a side, where somebody asked for it. keep: in the cache.
+    Raises ResourceError where a disk or a process fails.
     """
     cache = _folder() if keep else None
-    place = None if cache is None else cache / _key(paths, form, grey)
+    place = None if cache is None else cache / _key(paths, form or (size, *SIDES))
     if place is not None and (found := _kept(place)) is not None:
         return found
+    why, grey = "", False
+    if form is None:
+        seen = look(paths)
+        form, why = choose(seen, len(paths), size)
+        grey = seen.grey
     with _quiet():
-        decoded = _decoded(paths, form, check=grey and form.channels == 1)
-    if decoded is None:
-        decoded = _decoded(paths, Form(3, form.height, form.width), check=False)
+        decoded = _decoded(paths, form, check=grey)
+        if decoded is None:  # another one, which was not looked at, is coloured
+            decoded = _decoded(paths, Form(3, form.height, form.width), check=False)
     assert decoded is not None
+    decoded.why = why
     if cache is not None and place is not None:
         _keep(cache, place, decoded)
     return decoded
@@ -407,9 +419,9 @@ def _folder() -> Path | None:
     return files.cache("pictures")
 
 
-def _key(paths: Sequence[str], form: Form, grey: bool) -> str:
-    """One name for the same files, unchanged, in the same form."""
-    digest = hashlib.sha256(repr((_VERSION, form, grey, MOST_PIXELS, os.getcwd())).encode())
+def _key(paths: Sequence[str], asked: Any) -> str:
+    """One name for the same files, unchanged, in the form that was asked for."""
+    digest = hashlib.sha256(repr((_VERSION, asked, MOST_PIXELS, os.getcwd())).encode())
     for path in paths:
         try:
             facts = os.stat(path)
@@ -445,9 +457,10 @@ def _kept(place: Path) -> Decoded | None:
             if digest.hexdigest() != facts["sha256"]:
                 return None
         os.utime(place)
-        bad, tiny = ({int(row): why for row, why in told[name].items()} for name in ("bad", "tiny"))
+        bad, tiny = ({int(row): words for row, words in told[name].items()} for name in ("bad", "tiny"))
         rows = np.array([row for row in range(int(told["paths"])) if row not in bad], np.int64)
-        return Decoded(column, rows, bad, tiny, place, True) if len(rows) == len(column) else None
+        found = Decoded(column, rows, bad, tiny, place, True, why=str(told["why"]))
+        return found if len(rows) == len(column) else None
     except (LaminaError, OSError, LookupError, TypeError, ValueError):
         return None
 
@@ -463,6 +476,7 @@ def _keep(cache: Path, place: Path, decoded: Decoded) -> None:
     told = {
         "shape": column.shape,
         "paths": len(decoded.rows) + len(decoded.bad),
+        "why": decoded.why,
         "bad": decoded.bad,
         "tiny": decoded.tiny,
     }

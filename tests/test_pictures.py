@@ -257,15 +257,18 @@ def test_grey_pictures_stored_as_colour_have_one_channel(tmp_path):
     paths = [saved(noise(mode="L").convert("RGB"), tmp_path / f"{k}.png") for k in range(20)]
     look = pictures.look(paths)
     assert look.grey
-    found = pictures.decode(paths, Form(1, 14, 20), grey=True)
-    assert np.array_equal(found.column[3, 0], np.asarray(Pillow.open(paths[3]))[..., 0])
+    for reused in (False, True):
+        found = pictures.decode(paths)
+        assert found.form == Form(1, 14, 20) and (found.why, found.reused) == ("all are 20x14", reused)
+        assert np.array_equal(found.column[3, 0], np.asarray(Pillow.open(paths[3]))[..., 0])
+    assert pictures.decode(paths, size=9).form == Form(1, 8, 11)
 
 
 def test_one_coloured_picture_that_was_not_looked_at_brings_the_colours_back(tmp_path):
     paths = [saved(noise(mode="L"), tmp_path / f"{k}.png") for k in range(20)]
     paths[13] = saved(halves((255, 0, 0), (255, 0, 0)), tmp_path / "red.png")
     assert pictures.look(paths).grey  # a sample of them
-    found = pictures.decode(paths, Form(1, 16, 16), grey=True)
+    found = pictures.decode(paths, size=16)
     assert found.column.shape == (20, 3, 16, 16) and found.column[13, :, 0, 0].tolist() == [255, 0, 0]
     assert pictures.decode(paths, Form(1, 16, 16)).column.shape == (20, 1, 16, 16)  # as it was in training
 

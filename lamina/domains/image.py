@@ -42,7 +42,7 @@ from lamina.views import Change
 
 CHANNELS = (1, 3, 4)
 RESNET = 32  # pixels a side from which on a residual net is worth its time
-CORE = 5e10  # multiplications and additions, times two, that a core learns by in a second
+CORE = 5e10  # floating-point operations a second that a core learns by, about
 PASSES = 60  # over 405 pictures, a net should have time for; over more pictures fewer, as their square root
 MANY = 3_000  # pictures
 THUMBNAIL = 16  # pixels a side of what simple models learn from
@@ -106,7 +106,7 @@ class Image(Domain):
             return source
         found: list[Finding] = list(source.findings)
         taken: dict[str, Examples] = {}
-        form, grey = None, False
+        form = None
         if self.height:  # as it was in training
             form = pictures.Form(self.channels, self.height, self.width)
         for part in ("train", "valid", "test"):
@@ -114,17 +114,12 @@ class Image(Domain):
             if examples is None:
                 continue
             paths = [str(path) for path in examples.inputs[0]]
-            why = ""
+            decoded = pictures.decode(paths, form, size=self.size)
+            ids = examples.ids if examples.ids is not None else np.array([Path(path).name for path in paths], object)
+            found += self._told(decoded, ids, part)
             if form is None:
-                seen = pictures.look(paths)
-                form, why = pictures.choose(seen, len(paths), self.size)
-                grey = seen.grey
-            decoded = pictures.decode(paths, form, grey=grey)
-            names_ = examples.ids if examples.ids is not None else np.array([Path(path).name for path in paths], object)
-            found += self._told(decoded, names_, part)
-            form, grey = pictures.Form(decoded.column.shape[1], form.height, form.width), False
-            if why:
-                found.append(_size(decoded, form, why))
+                found.append(_size(decoded))
+            form = decoded.form
             taken[part] = _only(examples, decoded)
         return replace(source, about=describe(taken["train"]), findings=found, **taken)  # type: ignore[arg-type]
 
@@ -180,7 +175,7 @@ class Image(Domain):
                 size, epochs = larger, fitting
         found: dict[str, tuple[Any, str]] = {
             "net": ("resnet", f"pictures of {width}x{height}"),
-            "size": (size, f"{count:,} pictures, some {seconds:,.0f} s"),
+            "size": (size, f"{count:,} pictures, and some {seconds:,.0f} s for them"),
             "batch_size": (32 if count < MANY else 64 if count < 20_000 else 128, f"{count:,} pictures"),
         }
         if asked.budget is None and asked.steps is None:
@@ -218,7 +213,7 @@ class Image(Domain):
         if shape[0] == 1 and not _of_middle_greys(examples.inputs[0]):
             return plain, "no mirror: black on white, or white on black, as writing is"
         light = "brightness=0.2,contrast=0.2" + (",saturation=0.3" if shape[0] == 3 else "")
-        if side < 48:
+        if side < 48 and len(examples.inputs[0]) >= MANY:
             return f"crop={max(1, side // 8)},flip", "photographs: mirrored and moved"
         return f"zoom=0.6,flip,{light}", "photographs: a part of each, mirrored, in another light"
 
@@ -450,14 +445,15 @@ def _only(examples: Examples, decoded: pictures.Decoded) -> Examples:
     return replace(examples, inputs=(decoded.column,), kind="pictures", names=None, **kept)  # type: ignore[arg-type]
 
 
-def _size(decoded: pictures.Decoded, form: pictures.Form, why: str) -> Finding:
-    count, bytes_ = len(decoded.column), decoded.column.nbytes
+def _size(decoded: pictures.Decoded) -> Finding:
+    count, form = len(decoded.column), decoded.form
     shape = f"{'grey' if form.channels == 1 else 'colour'}, {form.width}x{form.height}"
     if decoded.place is None:
         kept = f"not kept for later runs: {decoded.note or 'LAMINA_CACHE is off'}"
     else:
-        kept = f"{'found again in' if decoded.reused else 'kept in'} {decoded.place} ({max(1, bytes_ >> 20):,} MiB)"
-    return Finding("picture_size", "note", f"The pictures are learned from in {shape} pixels: {why}.", count, [], kept,
+        megabytes = max(1, decoded.column.nbytes >> 20)
+        kept = f"{'found again in' if decoded.reused else 'kept in'} {decoded.place} ({megabytes:,} MiB)"
+    return Finding("picture_size", "note", f"The pictures are learned from in {shape} pixels: {decoded.why}.", count, [], kept,
                    "another size: --domain-arg size=128; another cache: LAMINA_CACHE=FOLDER")  # fmt: skip
 
 
