@@ -221,6 +221,8 @@ def test_opinions_follow_how_much_there_is_and_what_was_asked():
     assert opinions(200, budget=3600)["size"] == "large" and opinions(200, budget=3600)["epochs"] == few["epochs"]
     assert "epochs" not in opinions(200, steps=10) and "learning_rate" not in opinions(200, optimizer="sgd")
     assert opinions(200, net="mine") == {}
+    with pytest.raises(UsageError, match="scale=unit is for numbers"):
+        opinions(200, scale="unit")
 
 
 def test_another_net_by_name_is_refused():

@@ -184,6 +184,8 @@ class Text(Domain):
     def opinions(self, examples: Examples, target: Target, asked: Recipe) -> dict[str, tuple[Any, str]]:
         if asked.net not in (None, self.default_net) or not isinstance(examples.inputs, tuple):
             return {}
+        if asked.scale not in (None, "none"):
+            raise UsageError(f"scale={asked.scale} is for numbers, and these are texts.", fix="leave it out")
         texts = _texts(examples.inputs[0])
         n, some = len(texts), texts[:: max(1, len(texts) // LOOKED)]
         words = min(
