@@ -13,6 +13,7 @@ through the process of their own that opens `.bin` files (`foreign`). Nothing is
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,8 +65,9 @@ def card(name: str) -> Card:
     folder = Path(rest).expanduser()
     if not folder.is_dir():
         beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        alike = difflib.get_close_matches(folder.name, beside, n=8)
         raise UsageError(
-            f"There is no folder {rest!r}: {near(folder.name, beside)}",
+            f"There is no folder {rest!r}{': ' + near(folder.name, alike) if alike else ''}.",
             expected="hf:FOLDER, a folder as transformers' save_pretrained writes it; nothing is downloaded",
         )
     config = _json(folder / "config.json")
@@ -113,7 +115,9 @@ def _json(path: Path) -> dict[str, Any]:
 def _card_of_timm(name: str, model: str) -> Card:
     timm = _timm()
     if model not in timm.list_models():
-        raise UsageError(f"timm has no net {model!r}: {near(model, timm.list_models())}")
+        alike = difflib.get_close_matches(model, timm.list_models(), n=8)
+        raise UsageError(f"timm has no net {model!r}{': ' + near(model, alike) if alike else ''}.",
+                         expected="a name that timm.list_models() gives")  # fmt: skip
     about = timm.create_model(model, pretrained=False, num_classes=0).pretrained_cfg
     channels, side, _ = about.get("input_size", (3, 224, 224))
     return Card(name, None, "pictures", model, side, channels, tuple(about["mean"]), tuple(about["std"]))

@@ -82,15 +82,15 @@ class Pretrained(Domain):
         return self._tokens
 
     def take(self, source: Source, *, own_net: bool = False) -> Source:
-        wanted = self.card.inputs
-        taken = source if source.train.kind == wanted == "texts" else self.below.take(source, own_net=own_net)
-        held = isinstance(taken.train.inputs, tuple) and len(taken.train.inputs) == 1
-        plain = wanted == "pictures" and taken.train.kind == "arrays"  # which the image domain can look at
-        if not held or not (taken.train.kind == wanted or plain):
+        wanted, kind = self.card.inputs, source.train.kind
+        fits = ("texts", "table") if wanted == "texts" else ("pictures", "files", "arrays")
+        if kind not in fits:
             raise UsageError(
-                f"{source.name} holds {taken.train.kind}, and {self.trunk} takes {wanted}.",
-                expected="texts: a file of texts, or a table with a column of them; pictures: a folder of picture files",
+                f"{source.name} holds {'pictures' if kind == 'files' else kind}, and {self.trunk} takes {wanted}.",
+                expected="texts: a file of them, or a table with a column of texts; pictures: a folder of picture files",
+                fix="a trunk that takes such inputs, or leave --net out",
             )
+        taken = source if kind == wanted == "texts" else self.below.take(source, own_net=own_net)
         return taken
 
     def fit(self, inputs: Any, rows: np.ndarray) -> None:
