@@ -86,7 +86,7 @@ class Data:
             return None
         valid = self.rows("valid") if "valid" in self.parts else None
         more = [] if valid is None else [self.domain.plain(encoded.inputs, valid, "neighbours")]
-        points = views.points(table, *more)
+        points = views.points(table, *more, dense=False)
         found = np.zeros((len(encoded.inputs[0]), min(views.NEAR, len(train) - 1)), np.int64)
         found[train] = train[views.neighbours(points[0])]
         if valid is not None:
@@ -280,7 +280,7 @@ def _load(
     aside.tell = lambda index, reason: None  # until there is somebody to be told
     aside.add(bad)
     found = list(source.findings)
-    copies = checks.find_copies(table)
+    copies = checks.find_copies(table, near=split is None)
     if split is None:
         split = _split(recipe, source, truth, answer, given, copies)
     if max((int(rows.max()) for rows in (split.train, split.valid, split.test) if len(rows)), default=-1) >= n:

@@ -70,15 +70,24 @@ class Swap:
         return tuple(found)
 
 
-def points(train: Any, *others: Any, seed: int = 0) -> list[np.ndarray]:
+def points(train: Any, *others: Any, seed: int = 0, dense: bool = True) -> list[Any]:
     """Tables of numbers (N, ...), dense or sparse, as points (N, D) in a space where near means alike.
 
     Columns of their own (N, F) are standardised by the first table, missing ones are their mean; other shapes are taken as
-    they are, and of more than PARTS numbers an example the principal components.
+    they are, and of more than PARTS numbers an example the principal components. Sparse ones say which words stand in a
+    text: a word counts the more the rarer it is (inverse document frequency), and only the direction counts. dense=False
+    leaves these sparse.
     """
     tables = [train, *others]
     sparse = hasattr(train, "tocsr")
-    if not sparse:
+    if sparse:
+        from sklearn.feature_extraction.text import TfidfTransformer
+
+        weighed = TfidfTransformer().fit(train)
+        tables = [weighed.transform(table) for table in tables]
+        if not dense:
+            return tables
+    else:
         tables = [np.asarray(table).reshape(table.shape[0], -1).astype(np.float32) for table in tables]
         if train.ndim == 2:
             mean, spread = np.nanmean(tables[0], 0), np.nanstd(tables[0], 0)
@@ -97,11 +106,11 @@ def points(train: Any, *others: Any, seed: int = 0) -> list[np.ndarray]:
     return [np.ascontiguousarray(table, np.float32) for table in tables]
 
 
-def neighbours(train: np.ndarray, others: np.ndarray | None = None, count: int = NEAR) -> np.ndarray:
-    """The nearest points of train (N, D) to each of its own, itself left out, or to each of others: int64 (n, count), as
-    many as there are."""
+def neighbours(train: Any, others: Any = None, count: int = NEAR) -> np.ndarray:
+    """The nearest points of train (N, D), dense or sparse, to each of its own, itself left out, or to each of others:
+    int64 (n, count), as many as there are."""
     from sklearn.neighbors import NearestNeighbors
 
-    count = min(count, len(train) - 1)
+    count = min(count, train.shape[0] - 1)
     model = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(train)
     return np.asarray(model.kneighbors(others, return_distance=False))

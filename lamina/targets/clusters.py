@@ -202,8 +202,9 @@ class Clusters(Target):
         pictures = domain == "image" and len(shape) > 1
         small = not pictures or min(sorted(shape)[-2:]) < LARGE
         if asked.epochs is None and asked.steps is None and asked.budget is None and small:
+            most = STEPS // 4 if domain == "text" else STEPS
             steps = max(1, round(0.8 * n) // batch)
-            found["epochs"] = (max(4, min(100, round(STEPS / steps))), f"about {STEPS:,} steps, fewer for few examples")
+            found["epochs"] = (max(4, min(100, round(most / steps))), f"about {most:,} steps, fewer for few examples")
         if pictures and (len(shape) == 2 or 1 in shape):
             reach = max(1, round(min(side for side in shape if side > 1) / 10))
             found["augment"] = (
@@ -214,7 +215,7 @@ class Clusters(Target):
             found["augment"] = ("zoom=0.7,flip,brightness=0.4,contrast=0.4,saturation=0.8", "two views are to be alike")
         if domain == "table" and asked.net is None:
             found["net"] = ("mlp", "one embedding, not one of each of many members")
-        if small and asked.net in (None, "convnet", "mlp"):
+        if small and domain != "text" and asked.net in (None, "convnet", "mlp"):
             found["net_arg"] = ({"dropout": 0.0, **asked.net_arg}, "the views differ enough")
         return found
 
