@@ -149,7 +149,7 @@ def test_blank_texts_are_told_and_are_no_copies():
 
 
 def test_texts_of_signs_alone_differ():
-    assert len(set(map(copies.plain, ["?!", "!!", ":-)", "…"]))) == 4
+    assert len(set(map(near.plain, ["?!", "!!", ":-)", "…"]))) == 4
 
 
 def test_a_text_with_a_changed_word_is_near():

@@ -58,9 +58,10 @@ def check(
     return worst_first(listed)
 
 
-def find_copies(source: Source) -> Copies:
-    """What is there more than once among all examples of a source: for the split, before it is drawn."""
-    return copies.find(pool.pool(source))
+def find_copies(source: Source, *, near: bool = True) -> Copies:
+    """What is there more than once among all examples of a source: for the split, before it is drawn. near: also what is
+    there nearly so, which takes longer."""
+    return copies.find(pool.pool(source), near)
 
 
 def large_batch(batch_size: int | None, count: int) -> list[Finding]:

@@ -8,14 +8,13 @@ and capitals. Near copies are those of `near`.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from lamina import mapped
+from lamina.checks import near
 from lamina.checks.columns import codes, is_identifier
 from lamina.checks.pool import SHOWN, Pool, every, shortened
 from lamina.findings import Finding
@@ -58,10 +57,8 @@ def united(first: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return np.asarray(connected_components(links, directed=False)[1])
 
 
-def find(table: Pool) -> Copies:
-    """The copies among the inputs of a pool."""
-    from lamina.checks import near
-
+def find(table: Pool, nearly: bool = True) -> Copies:
+    """The copies among the inputs of a pool, and the near copies."""
     n = len(table.part)
     first = np.arange(n)
     columns = _comparable(table)
@@ -70,6 +67,8 @@ def find(table: Pool) -> Copies:
     hashes = row_hashes([every(column, table.step) for column in columns])
     _, places, group = np.unique(hashes, return_index=True, return_inverse=True)
     first[:: table.step] = places[group] * table.step
+    if not nearly:
+        return Copies(first)
     pairs = near.pairs(table, np.flatnonzero(first == np.arange(n))[:: 1 if table.step == 1 else table.step])
     found = Copies(first, pairs)
     if len(pairs):
@@ -83,7 +82,9 @@ def _comparable(table: Pool) -> list[np.ndarray]:
     """The columns by which examples are equal, as arrays that can be hashed."""
     if table.kind == "texts":
         keys: dict[object, int] = {}
-        words = (plain(text) or place for place, text in enumerate(table.columns[0]))  # a blank one is like no other
+        words = (
+            near.plain(text) or place for place, text in enumerate(table.columns[0])
+        )  # a blank one is like no other
         return [np.array([keys.setdefault(key, len(keys)) for key in words], np.int64)]
     if table.kind != "table":
         return [column for column in table.columns if column.dtype.kind != "O"]
@@ -102,12 +103,6 @@ def _by_chance(columns: list[np.ndarray]) -> float:
     n = len(columns[0])
     shares = [np.unique(column, return_counts=True)[1] / n for column in columns]
     return n * n / 2 * float(np.prod([(share**2).sum() for share in shares]))
-
-
-def plain(text: object) -> str:
-    """A text without what does not tell it from another: width, capitals, spaces and signs at its ends and between."""
-    words = unicodedata.normalize("NFKC", str(text)).casefold()
-    return " ".join(re.findall(r"\w+", words)) or " ".join(words.split())
 
 
 # --- Hashes -----------------------------------------------------------------------------------------------------------

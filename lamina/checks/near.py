@@ -12,6 +12,9 @@ common runs above `SHARED`.
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
 import numpy as np
 
 from lamina.checks.pool import Pool
@@ -26,7 +29,7 @@ _CUT = 1500  # letters of a text that are looked at
 _SIDE = 32  # of a thumbnail, at most
 _TABLES, _BITS = 6, 18
 _BANDS, _ROWS = 6, 3  # of least hashes: 98 of 100 pairs that share 0.8 are equal in all rows of a band
-_BUCKET = 200  # rows of one hash: more are no accident, and are compared with the first of them only
+_BUCKET = 200  # rows of the same hash that each is compared with
 
 
 def pairs(table: Pool, rows: np.ndarray) -> np.ndarray:
@@ -48,8 +51,8 @@ def pairs(table: Pool, rows: np.ndarray) -> np.ndarray:
 
 def _pictures(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
     vectors = thumbnails(column, rows)
-    rough = np.linalg.norm(vectors, axis=1) > 0.5  # of one colour: no direction
-    centre = vectors - vectors[rough].mean(0) if rough.any() else vectors
+    rough = np.einsum("nf,nf->n", vectors, vectors) > 0.5  # of one colour: no direction
+    centre = vectors - vectors.mean(0)
     rng = np.random.default_rng(0)
     found = []
     for _ in range(_TABLES):
@@ -97,8 +100,6 @@ def thumbnails(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _texts(texts: list[str]) -> np.ndarray:
-    from lamina.checks.copies import plain
-
     texts = [plain(text[: 2 * _CUT])[:_CUT] for text in texts]
     which = np.array([k for k, text in enumerate(texts) if len(text) >= LETTERS], np.int64)
     if len(which) < 2:
@@ -127,6 +128,12 @@ def _texts(texts: list[str]) -> np.ndarray:
     return which[np.array(kept, np.int64)] if kept else np.zeros((0, 2), np.int64)
 
 
+def plain(text: object) -> str:
+    """A text without what does not tell it from another: width, capitals, spaces and signs at its ends and between."""
+    words = unicodedata.normalize("NFKC", str(text)).casefold()
+    return " ".join(re.findall(r"\w+", words)) or " ".join(words.split())
+
+
 def shingles(text: str) -> np.ndarray:
     """The hashes of all runs of SHINGLE letters, uint64."""
     letters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
@@ -140,19 +147,15 @@ def shingles(text: str) -> np.ndarray:
 
 
 def _candidates(keys: np.ndarray) -> np.ndarray:
-    """(M, 2) places of equal keys (N,): all pairs of a small bucket, of a large one each with the first."""
+    """(M, 2) places of equal keys (N,): of each with the next _BUCKET that have its key."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    sizes = np.diff(np.append(starts, len(keys)))
     found = []
-    for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
-        bucket = order[start : start + size]
-        if size <= _BUCKET:
-            a, b = np.triu_indices(size, 1)
-            found.append(np.stack([bucket[a], bucket[b]], 1))
-        else:
-            found.append(np.stack([np.full(size - 1, bucket[0]), bucket[1:]], 1))
+    for apart in range(1, min(_BUCKET, len(keys) - 1) + 1):
+        first = np.flatnonzero(ordered[apart:] == ordered[:-apart])
+        if not len(first):
+            break
+        found.append(np.stack([order[first], order[first + apart]], 1))
     return np.concatenate(found) if found else np.zeros((0, 2), np.int64)
 
 
