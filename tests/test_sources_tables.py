@@ -702,3 +702,41 @@ def test_a_word_above_numbers_is_a_name(table):
     assert source.train.names == ["id", "2019"] and source.findings == []
     gap = sources.open(table("NA,red,1\n" + "".join(f"{k},red,{k % 2}\n" for k in range(9))))
     assert "no_header" in kinds(gap) and gap.train.count == 10
+
+
+def test_columns_between_blanks_may_have_names_and_quotes(table):
+    rows = "".join(f'{k / 4:.2f}   {k % 5}\t"model {k}"  {k % 2}\n' for k in range(30))
+    source = sources.open(table(rows, "auto.data"), columns=Columns(target=("column_4",)))
+    assert column(source, "column_3").tolist() == [f"model {k}" for k in range(30)] and source.train.ids[0] == 1
+    assert column(source, "column_1").tolist() == [k / 4 for k in range(30)]
+    named = sources.open(table("a  b y\n" + "".join(f"{k}   {k}.5  {k % 2}\n" for k in range(9)), "named.txt"))
+    assert named.train.names == ["a", "b"] and named.target == ("y",) and named.findings == []
+
+
+def test_numbers_as_they_are_written_on_the_continent(table):
+    rows = "".join(f'"Müller, {k}";{1 + k // 9}.{k:03d},25;{k},5 €;{"ab"[k % 2]}\n' for k in range(40))
+    source = sources.open(table("who;sum;fee;y\n" + rows))
+    assert column(source, "sum")[:3].tolist() == [1000.25, 1001.25, 1002.25] and column(source, "fee")[1] == 1.5
+    assert column(source, "who")[0] == "Müller, 0" and source.findings == []
+
+
+def test_quotes_behind_a_backslash_are_part_of_the_text(table):
+    rows = "".join(f'"he said \\"no, {k}\\"",{k % 2}\n' for k in range(9))
+    source = sources.open(table("text,y\n" + rows))
+    assert column(source, "text")[3] == 'he said "no, 3"' and source.findings == []
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("<!DOCTYPE html>\n<html><body>404</body></html>\n", "a web page"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", "a pointer of Git LFS"),
+        (
+            "text,y\n" + "".join(f"hello, world {k},{k % 2}\n" for k in range(9)),
+            "2 names in its first line and 3 cells",
+        ),
+    ],
+)
+def test_what_is_no_table_is_called_by_its_name(content, words, table):
+    with pytest.raises(DataError, match=words):
+        sources.open(table(content))

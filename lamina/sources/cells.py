@@ -148,7 +148,7 @@ def _numbers(
     """The different values as numbers, NaN for those that are none; the share of numbers; and the others, counted. None where
     there are hardly any."""
     words = [(k, word) for k, word in enumerate(different) if not is_gap[k]]
-    if not any(_number(word, decimal) is not None or _undressed(word) is not None for _, word in words[:1000]):
+    if not any(_number(word, decimal) is not None or _undressed(word, decimal) is not None for _, word in words[:1000]):
         return None
     if any(_CODE.fullmatch(word) for _, word in words) and all(word.isdecimal() for _, word in words):
         return None  # 007 is no number
@@ -167,7 +167,7 @@ def _numbers(
     infinite = sum(odd.values()) - told
     share = 1.0 - told / max(1, total - infinite) if total > infinite else 0.0
     if share < _NUMERIC and odd:  # are they numbers in another dress: 1,234 or $5 or 12 %?
-        dressed = {k: _undressed(word) for k, word in words}
+        dressed = {k: _undressed(word, decimal) for k, word in words}
         if all(number is not None for number in dressed.values()):
             for k, number in dressed.items():
                 read[k] = number
@@ -175,15 +175,19 @@ def _numbers(
     return read, share, odd
 
 
+_SWAPPED = str.maketrans(",.", ".,")
+
+
 def _number(word: str, decimal: str) -> float | None:
-    plain = word.replace(",", ".") if decimal == "," and word.count(",") == 1 and "." not in word else word
+    plain = word.translate(_SWAPPED) if decimal == "," and "," in word else word
     return float(plain) if _NUMBER.fullmatch(plain) else None
 
 
-def _undressed(word: str) -> float | None:
-    """1,234,567.8 and $5 and 12 % as numbers."""
-    money = _MONEY.fullmatch(word)
-    bare = (money[1] or money[2]) if money else word
+def _undressed(word: str, decimal: str) -> float | None:
+    """1,234,567.8 and $5 and 12 % as numbers; 1.234.567,8 where the decimal mark is a comma."""
+    plain = word.translate(_SWAPPED) if decimal == "," else word
+    money = _MONEY.fullmatch(plain)
+    bare = (money[1] or money[2]) if money else plain
     return float(bare.replace(",", "")) if _GROUPED.fullmatch(bare) or _NUMBER.fullmatch(bare) else None
 
 

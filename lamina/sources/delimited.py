@@ -33,8 +33,12 @@ _RAGGED = 0.1  # share of rows with another number of cells above which a file i
 _NAMED = {"tab": "\t", "\\t": "\t", "space": " ", "comma": ",", "semicolon": ";", "pipe": "|", "point": "."}
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _NUMBER = re.compile(NUMBER)
+_FOREIGN = {b"<!doctype": "a web page, no table.", b"<html": "a web page, no table.", b"<?xml": "XML, no table.",
+            b"version https://git-lfs": "a pointer of Git LFS; the file it stands for is not here."}  # fmt: skip
+_BETWEEN = re.compile(r'"[^"]*"|[^\s"]+')  # blanks
+_ESCAPED = re.compile(rb'\\(["\\])')  # \" for a quotation mark within quotes, as databases write it
 _NO_NAMES = {"na", "n/a", "nan", "null", "none", "inf", "-inf"}  # that stand for a gap
-_COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
+_COMMA_NUMBER = re.compile(r"[+-]?(?:\d*|\d{1,3}(?:\.\d{3})+),\d+(?:[eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -268,9 +272,12 @@ def sample_of(data: bytes) -> str:
 
 def cells(sample: str, separator: str, quote: str) -> list[list[str]]:
     """Rows of a sample; blank lines are none."""
+    if separator == " ":
+        lines = [line for line in sample.splitlines() if line.strip()][:_ROWS]
+        return [[cell.strip(quote) if quote else cell for cell in _BETWEEN.findall(line)] for line in lines]
     if not quote or quote not in sample:
         lines = [line for line in sample.splitlines() if line][:_ROWS]
-        return [line.split() if separator == " " else line.split(separator) if separator else [line] for line in lines]
+        return [line.split(separator) if separator else [line] for line in lines]
     rows: list[list[str]] = []
     with _wide_fields():
         reader = csv.reader(io.StringIO(sample, newline=""), delimiter=_one(separator) or _PLAIN, quotechar=quote)
@@ -316,7 +323,7 @@ def separator_of(sample: str, quote: str, ending: str = "") -> tuple[str, float]
         score += 0.25 if separator == "\t" and ending in (".tsv", ".tab") else 0.0
         if score > best_score:
             best, best_width, best_score, best_share = separator, width, score, share
-    rows = cells(sample, " ", "")  # numbers in columns, with any blanks between
+    rows = cells(sample, " ", quote)  # numbers in columns, with any blanks between
     widths = Counter(map(len, rows))
     width, count = widths.most_common(1)[0] if widths else (1, 0)
     numbers = [_NUMBER.fullmatch(cell) is not None for row in rows[1:] for cell in row]
@@ -360,7 +367,7 @@ def dialect(data: bytes, name: str, ending: str, asked: Reading) -> Dialect:
         skip, sample = skip + 1, sample[remark.end() :]
     if separator is None:
         separator, _ = separator_of(sample, '"' if asked.quote is None else asked.quote, ending)
-    quote = asked.quote if asked.quote is not None else quote_of(sample, separator) if separator != " " else ""
+    quote = asked.quote if asked.quote is not None else quote_of(sample, separator) if separator != " " else '"'
     if quote == "" and asked.separator is None and not given:
         separator, _ = separator_of(sample, "", ending)
     several = separator if len(separator) > 1 or not separator.isascii() else ""
@@ -419,8 +426,8 @@ def _is_header(first: list[str], body: list[list[str]]) -> bool:
         steps = len(whole) > 2 and {b - a for a, b in itertools.pairwise(whole)} == {1}
         return len(whole) == len(figures) and steps and (whole[0] in (0, 1) or 1800 <= whole[0] <= 2200)
     titles = [(k, cell) for k, cell in enumerate(first) if cell.strip()]
-    again = sum(any(len(row) > k and row[k] == cell for row in body) for k, cell in titles)
-    return again <= 0.5 * len(titles) and max((len(cell) for _, cell in titles), default=0) <= 200
+    again = sum(sum(len(row) > k and row[k] == cell for row in body) > min(1, len(body) // 4) for k, cell in titles)
+    return again < max(1, 0.5 * len(titles)) and max((len(cell) for _, cell in titles), default=0) <= 200
 
 
 def _decimal(rows: list[list[str]], separator: str) -> str:
@@ -447,14 +454,20 @@ def read(data: bytes, name: str, ending: str, asked: Reading) -> Table:
     if not data.strip(b"\xef\xbb\xbf \t\r\n"):
         what = "is empty" if not data else f"holds nothing but {'blank lines' if data.strip(b' ') else 'spaces'}"
         raise DataError(f"{name} {what}.", expected="a line of names, and a row for each example")
+    kind = next((words for begin, words in _FOREIGN.items() if data.lstrip()[:40].lower().startswith(begin)), None)
+    if kind is not None:
+        raise DataError(f"{name} is {kind}", expected="rows and cells", fix="get the file itself")
     data, found = decoded(data, name, asked)
+    data = _unescaped(data)
     way = dialect(data, name, ending, asked)
     body = memoryview(data)[_after(data, way.skip) :]
     if not bytes(body[:SAMPLE]).strip() and not bytes(body).strip():
         raise DataError(f"{name} has a line of names and no rows below it.", expected="a row for each example")
     separator = way.separator or _PLAIN
     if separator == " ":
-        body = memoryview(b"\n".join(b" ".join(line.split()) for line in bytes(body).split(b"\n")))
+        between = re.compile(_BETWEEN.pattern.encode())
+        body = memoryview(b"\n".join(_PLAIN.encode().join(between.findall(line)) for line in bytes(body).split(b"\n")))
+        separator = _PLAIN
     elif not _one(separator):
         if _PLAIN.encode() in data:
             raise DataError(f"{name} holds the control character 0x1f.", fix="take it out")
@@ -546,6 +559,22 @@ def _names_again(table: Any, way: Dialect) -> np.ndarray | None:
         if not alike.any():
             return None
     return alike
+
+
+def _unescaped(data: bytes) -> bytes:
+    """Quotation marks within quotes doubled, where they have a backslash before them and the rows are even only so."""
+    if b'\\"' not in data[:SAMPLE]:
+        return data
+    sample = sample_of(data)
+    doubled = _ESCAPED.sub(lambda found: b'""' if found[1] == b'"' else found[1], sample.encode()).decode()
+
+    def even(text: str) -> bool:
+        separator, _ = separator_of(text, '"')
+        return bool(separator) and len({len(row) for row in cells(text, separator, '"')}) == 1
+
+    if even(sample) or not even(doubled):
+        return data
+    return _ESCAPED.sub(lambda found: b'""' if found[1] == b'"' else found[1], data)
 
 
 def _after(data: bytes, lines: int) -> int:

@@ -170,7 +170,8 @@ def _is_table(path: Path, head: bytes) -> bool:
     except LaminaError:
         return False
     lines = [line for line in data.decode().splitlines() if line.strip()]
-    alike = sum(line.count(way.separator) == way.width - 1 for line in lines) if len(way.separator) == 1 else len(lines)
+    single = len(way.separator) == 1 and way.separator != " "
+    alike = sum(line.count(way.separator) == way.width - 1 for line in lines) if single else len(lines)
     if not way.separator or len(lines) < 3 or alike < 0.9 * len(lines):
         return False
     return way.separator in ("\t", ";", "|", "::", " ") or (alike == len(lines) and way.width > 2)
