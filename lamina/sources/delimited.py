@@ -327,7 +327,7 @@ def separator_of(sample: str, quote: str, ending: str = "") -> tuple[str, float]
     widths = Counter(map(len, rows))
     width, count = widths.most_common(1)[0] if widths else (1, 0)
     numbers = [_NUMBER.fullmatch(cell) is not None for row in rows[1:] for cell in row]
-    even = width > 1 and count >= 0.95 * len(rows) and len(rows) > 2 and sum(numbers) >= 0.8 * len(numbers)
+    even = width > 1 and count >= 0.95 * len(rows) and len(rows) > 2 and sum(numbers) >= 0.7 * len(numbers)
     if even and (not best or (best == "\t" and width != best_width)):
         return " ", count / len(rows)
     return best, best_share
