@@ -436,7 +436,7 @@ class Table(Domain):
         found: dict[str, tuple[Any, str]] = {
             "size": (size, rows + (", and there is time" if size == "large" else "")),
             "batch_size": (batch, rows),
-            "learning_rate": (2e-3 if little else 4e-3, "peak of adamw with one_cycle for tables"),
+            "learning_rate": (2e-3 if little else 8e-3, "peak of adamw with one_cycle for tables"),
             "weight_decay": (0.02, "against overfitting; biases are spared"),
         }
         epochs = max(10, min(30 if little else 40, round((600 if little else 3_500) * batch / n)))
