@@ -242,9 +242,12 @@ def _commands(job: Job) -> list[str]:
         records[what] = jobs.code_record(type(kind), named) if kind.name not in names.known(room) else {}
     own = "".join(f" --{what} {record.get('file') or 'FILE.py'}:{record['class']}"
                   for what, record in records.items() if record.get("own"))  # fmt: skip
-    example = {"image": "PICTURE.png", "text": "TEXTS.txt", "arrays": "INPUT.csv" if _flat(job) else "INPUT.npz"}.get(
-        loaded.domain.name, "INPUT"
-    )
+    example = {
+        "image": "PICTURE.png",
+        "text": "TEXTS.txt",
+        "table": "TABLE.csv",
+        "arrays": "INPUT.csv" if _flat(job) else "INPUT.npz",
+    }.get(loaded.domain.name, "INPUT")
     page = f"python -m webbrowser {folder}/report.html" if job.recipe.report else f"lamina report {folder}{own}"
     return [
         page,
