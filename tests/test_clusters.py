@@ -108,8 +108,9 @@ def test_scores_are_of_what_is_found_again_and_of_how_far_clusters_are_apart():
     for apart in (8.0, 0.3):
         points, _ = blobs(3, apart=apart)
         answers = group(points, 3).answers(points)
-        again = [adjusted_rand_score(answers.prediction, answers.again[:, b]) for b in range(AGAIN)]
+        again = [(answers.prediction == answers.again[:, b]).mean() for b in range(AGAIN)]
         assert measures["stability"](np.empty((300, 0)), answers) == pytest.approx(np.mean(again))
+        assert (measures["stability"](np.empty((300, 0)), answers) == 1) == (apart == 8.0)
         simplified = measures["silhouette"](np.empty((300, 0)), answers)
         full = silhouette_samples(points, answers.prediction).mean()
         assert abs(simplified - full) < 0.25 and (simplified > 0.5) == (full > 0.5)
@@ -367,3 +368,18 @@ def test_k_means_beside_the_net_is_scikit_learns():
 def test_answers_say_where_an_example_lies():
     points, _ = blobs(2)
     assert np.array_equal(group(points, 2).answers(points).embedding, points)
+
+
+def test_the_report_tells_what_sets_a_cluster_of_a_table_apart(runs):
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 2, 200)
+    table = {
+        "size": (10.0 * kind + rng.normal(size=200)).round(2).tolist(),
+        "noise": rng.normal(size=200).round(2).tolist(),
+        "colour": np.array(["red", "blue"])[kind].tolist(),
+    }
+    options = {"target": "none", "task_arg": {"clusters": 2}, "epochs": 5, "runs": runs, "quiet": True}
+    run = lamina.train(table, **options)
+    page = (run.folder / "report.html").read_text()
+    assert "size high (+" in page and "size low (-" in page and "noise high" not in page and "noise low" not in page
+    assert "colour red (100 % instead of" in page and "colour blue (100 % instead of" in page

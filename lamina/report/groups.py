@@ -16,7 +16,8 @@ from lamina.targets.clusters import Groups
 TYPICAL = 8  # examples shown of each cluster
 COLUMNS = 6  # of a row in words
 APART = 0.5  # standard deviations by which a cluster's mean is off before it is told
-TELLING = 3  # columns told
+TELLING = 3  # columns told, of numbers and of words
+NEARLY_ALL, MORE = 0.8, 0.25  # share of a cluster that has a word, and how much more that is than of all, to be told
 
 
 def describe(loaded: Data, answers: Groups, numbers: np.ndarray) -> list[dict[str, Any]]:
@@ -39,7 +40,7 @@ def describe(loaded: Data, answers: Groups, numbers: np.ndarray) -> list[dict[st
                 "confidence": float(answers.confidence[own].mean()) if len(own) else None,
                 "typical": typical,
                 "examples": [words for row in typical[:3] if (words := _words(loaded, row))],
-                "apart": _apart(names, columns, own),
+                "apart": ", ".join([*_often(loaded, numbers, own), *_apart(names, columns, own)]),
             }
         )
     return found
@@ -96,14 +97,33 @@ def _numbers(loaded: Data, numbers: np.ndarray) -> tuple[list[str], np.ndarray]:
     return names, np.column_stack(tables).astype(np.float64)
 
 
-def _apart(names: list[str], columns: np.ndarray, own: np.ndarray) -> str:
+def _often(loaded: Data, numbers: np.ndarray, own: np.ndarray) -> list[str]:
+    """ "species Gentoo (100 % instead of 36 %)": words of a table that nearly all of a cluster have, and few of the others."""
+    part = loaded.source.train
+    if part.kind != "table" or not len(own):
+        return []
+    parts = [getattr(loaded.source, name) for name in PARTS if getattr(loaded.source, name) is not None]
+    found = []
+    for k, name in enumerate(part.names or ()):
+        if part.inputs[k].dtype.kind not in "OU":
+            continue
+        column = np.concatenate([given.inputs[k] for given in parts])[numbers].astype(str)
+        values, counts = np.unique(column[own], return_counts=True)
+        value, share = values[counts.argmax()], counts.max() / len(own)
+        others = float((column == value).mean())
+        if share >= NEARLY_ALL and share - others >= MORE:
+            found.append(f"{name} {value} ({100 * share:.0f} % instead of {100 * others:.0f} %)")
+    return found[:TELLING]
+
+
+def _apart(names: list[str], columns: np.ndarray, own: np.ndarray) -> list[str]:
     """ "petal length low (-1.3), …": means of a cluster, in standard deviations from those of all."""
     if not names or not len(own):
-        return ""
+        return []
     with np.errstate(invalid="ignore"):
         spread = np.nanstd(columns, 0)
         off = np.nan_to_num(
             (np.nanmean(columns[own], 0) - np.nanmean(columns, 0)) / np.where(spread > 0, spread, np.inf)
         )
     best = [k for k in np.argsort(-np.abs(off), kind="stable")[:TELLING] if abs(off[k]) >= APART]
-    return ", ".join(f"{names[k]} {'high' if off[k] > 0 else 'low'} ({off[k]:+.1f})" for k in best)
+    return [f"{names[k]} {'high' if off[k] > 0 else 'low'} ({off[k]:+.1f})" for k in best]

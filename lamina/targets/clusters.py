@@ -6,7 +6,8 @@ and what is alike lies together. After training, k-means groups the embeddings o
 an example, numbered from 1 by size, and how sure that is.
 
 How many clusters there are, unless `clusters` says it, is found by stability (`count`): clusters that are there are found
-again in other examples of the same kind. What is found again in resamples also makes the confidence, and the first score.
+again in other examples of the same kind. What is found again in resamples also makes the confidence, and the first score:
+the share of resamples in whose clustering an example falls into the same cluster.
 """
 
 from __future__ import annotations
@@ -266,18 +267,16 @@ class Clusters(Target):
         return self.grouping.answers(_points(output))
 
     def measures(self) -> list[Measure]:
-        from sklearn.metrics import adjusted_rand_score
-
-        def stability(truth: np.ndarray, answers: Answers) -> float:
+        def found_again(truth: np.ndarray, answers: Answers) -> np.ndarray:
             assert isinstance(answers, Groups) and answers.again is not None
-            return float(np.mean([adjusted_rand_score(answers.prediction, other) for other in answers.again.T]))
+            return (answers.again == answers.prediction[:, None]).mean(1)
 
         def silhouettes(truth: np.ndarray, answers: Answers) -> np.ndarray:
             assert isinstance(answers, Groups) and answers.silhouette is not None
             return answers.silhouette
 
         return [
-            Measure("stability", stability),
+            Measure("stability", lambda t, a: float(found_again(t, a).mean()), each=found_again),
             Measure("silhouette", lambda t, a: float(silhouettes(t, a).mean()), each=silhouettes),
         ]
 
