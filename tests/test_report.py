@@ -78,7 +78,18 @@ def everything(label="owl"):
             ("epochs", 9, "default", ""),
             ("augment", [label], "inferred", ""),
         ],
-        "findings": [{"kind": "x", "severity": "warning", "what": label, "done": label, "fix": label}],
+        "findings": [
+            {"kind": "x", "severity": "warning", "what": label, "done": label, "fix": label},
+            {
+                "kind": "y",
+                "severity": "note",
+                "what": label,
+                "done": label,
+                "fix": label,
+                "count": 40,
+                "examples": [7, label, [label, "a", "b"], ["c", "d", 3]],
+            },
+        ],
         "split": {"train": 700, "valid": 100, label: 200},
         "mistakes": [{"id": 3, "truth": label, "prediction": "cat", "confidence": 0.9}],
         "commands": [f"lamina predict {label}"],
@@ -432,6 +443,12 @@ def test_many_classes_are_folded():
     rows = evaluate.per_class(truth, truth, labels)
     found = Page(page({"run": {}, "per_class": rows}))
     assert found.count("details") == 1 and "28 more classes" in found.words and found.words.count("class ") >= 40
+
+
+def test_examples_of_a_finding_are_folded_where_they_are_many():
+    shown = page(everything())
+    assert shown.count("<summary>4 of 40</summary>") == 1
+    assert "<tr><td>7</td></tr>" in shown and "<tr><td>c</td><td>d</td><td>3</td></tr>" in shown
 
 
 def test_figures_stand_at_their_place_and_others_at_the_end():
