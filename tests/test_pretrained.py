@@ -307,6 +307,25 @@ def test_a_run_on_a_trunk_learns_and_needs_its_folder_no_more(bert, runs, tmp_pa
     assert same is not tune
 
 
+def test_a_table_of_texts_is_found_by_name_and_numbers_are_learned_too(bert, runs, tmp_path):
+    column, truth = texts(120)
+    lines = ["note,stars", *(f"{column[k]},{3 * truth[k] + 0.5 * (k % 4 // 2)}" for k in range(120))]
+    (tmp_path / "notes.csv").write_text("\n".join(lines))
+    run = lamina.train(
+        str(tmp_path / "notes.csv"),
+        target="stars",
+        task="numbers",
+        net=f"hf:{bert}",
+        runs=runs,
+        quiet=True,
+        report=False,
+    )
+    assert run.facts["domain"] == "pretrained" and run.facts["task"] == "numbers"
+    (tmp_path / "new.csv").write_text("who,note\nme,a good film is very fine\nyou,a bad film is very poor\n")
+    good, bad = lamina.load(run.folder).predict(str(tmp_path / "new.csv")).prediction
+    assert good > bad + 1
+
+
 def test_pictures_go_through_a_trunk(vit, runs):
     generator = np.random.default_rng(0)
     truth = np.arange(80) % 2

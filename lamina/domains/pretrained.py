@@ -34,6 +34,7 @@ LENGTH = 0.999  # share of the training texts that are taken whole
 FOLDS = 5
 TRIED = 3_000  # examples in cross-validation
 FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of what the features and the words say, that are tried
+STEPS = 600  # of a linear layer that begins anywhere
 CACHED = 64  # examples from which on features are looked for in the cache
 AT_ONCE = 16  # examples in the trunk: few of like length, in little memory
 OUTPUTS_MOST = 32  # beyond it the words would need more numbers than the trunk has
@@ -91,6 +92,8 @@ class Pretrained(Domain):
                 fix="a trunk that takes such inputs, or leave --net out",
             )
         taken = source if kind == wanted == "texts" else self.below.take(source, own_net=own_net)
+        if wanted == "texts" and (columns := getattr(self.below, "columns", None)):
+            self.inner = {"columns": list(columns)}  # of a table, found again by name
         return taken
 
     def fit(self, inputs: Any, rows: np.ndarray) -> None:
@@ -144,6 +147,15 @@ class Pretrained(Domain):
         return pretrained.Tuned(trunk, width, target.width, frozen=not tune, dropout=dropout, grams=grams)
 
     def opinions(self, examples: Examples, target: Target, asked: Recipe) -> dict[str, tuple[Any, str]]:
+        if not asked.net_arg.get("tune") and target.name != "classes":
+            count = len(examples.inputs[0]) if isinstance(examples.inputs, tuple) else STEPS
+            return {
+                "batch_size": (64, "only a linear layer is learned"),
+                "epochs": (int(np.clip(64 * STEPS // count, 20, 300)), f"some {STEPS:,} steps of a linear layer"),
+                "learning_rate": (3e-3, "only a linear layer is learned"),
+                "augment": ("none", "what a frozen trunk makes of an example is computed once"),
+                "mixup": (0.0, ""),
+            }
         if not asked.net_arg.get("tune"):
             return {
                 "batch_size": (64, "only a linear layer is learned"),
