@@ -53,7 +53,10 @@ def cut(data: Path, name: str, folder: Path) -> tuple[str, dict[str, Any]]:
     else:
         settings["ignore"] = ["casual", "registered"]
         late = [line.split(",")[1] >= "2012-11-01" for line in lines]
-        parts = tuple([line for line, is_late in zip(lines, late, strict=True) if is_late is k] for k in (False, True))
+        early, later = (
+            [line for line, is_late in zip(lines, late, strict=True) if is_late is k] for k in (False, True)
+        )
+        parts = early, later
     for part, chosen in zip(("train", "test"), parts, strict=True):
         (folder / f"{name}_{part}.csv").write_text("\n".join([header, *chosen, ""]), encoding="utf-8")
     return str(folder / f"{name}_train.csv"), {**settings, "test": str(folder / f"{name}_test.csv")}
