@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import lamina
 from lamina import evaluate
 from lamina.errors import DataError
+from lamina.sources.tagged import separator
 from lamina.targets.classes import SPREAD, Classes, temperature
-from lamina.targets.tags import Tags, best_threshold, found_separator, thresholds
+from lamina.targets.tags import Tags, best_threshold, thresholds
 
 
 def drawn(n: int, k: int, factor: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -239,6 +240,24 @@ def test_texts_with_several_tags_are_learned_and_answered_as_such(runs):
 )
 def test_tags_in_texts_are_told_from_classes_with_a_mark_in_their_names(truth, mark):
     column = np.array(truth, object)
-    assert found_separator(column) == mark
+    assert separator(column) == mark
     sure, why = Tags.sniff(column)
     assert (sure > Classes.sniff(column)[0]) == bool(mark) and (f"{mark!r} between" in why if mark else True)
+
+
+def test_a_row_of_a_table_without_a_tag_is_an_answer_too(tmp_path, runs):
+    rng = np.random.default_rng(0)
+    lines = ["size,weight,tags"]
+    for size, weight in rng.normal(size=(300, 2)):
+        tags = [tag for tag, value in (("large", size), ("heavy", weight)) if value > 0.3]
+        lines.append(f"{size:.3f},{weight:.3f},{'|'.join(tags)}")
+    place = tmp_path / "things.csv"
+    place.write_text("\n".join(lines))
+    run = lamina.train(str(place), target="tags", epochs=10, runs=runs, quiet=True, report=False)
+    assert sum(run.facts["data"][part] for part in ("train", "valid", "test")) == 300
+    assert run.target.labels == ["heavy", "large"] and run.target.separator == "|"
+    found = json.loads((run.folder / "data.json").read_text())["findings"]
+    told = next(finding for finding in found if finding["kind"] == "no_tag")
+    assert told["count"] == sum(line.endswith(",") for line in lines) and "have no tag" in told["what"]
+    answers = run.target.columns(run.predict({"size": [3.0, -3.0], "weight": [3.0, -3.0]}))
+    assert answers["prediction"].tolist() == ["heavy|large", ""]

@@ -19,7 +19,7 @@ import numpy as np
 
 from lamina.errors import DataError, UsageError, near
 from lamina.findings import Finding
-from lamina.sources import Columns, Examples, Source, delimited, formats
+from lamina.sources import Columns, Examples, Source, delimited, formats, tagged
 from lamina.sources.cells import as_kind, column, empty, told
 from lamina.sources.delimited import Reading, Table
 
@@ -76,6 +76,12 @@ def examples(
     have = np.ones(table.rows, bool)
     if truth is not None:
         have = ~_gaps(truth)
+        if truth.dtype.kind == "O" and not have.all() and (mark := tagged.separator(truth)):
+            bare = int((~have).sum())
+            found.append(Finding("no_tag", "note", f"{bare:,} of {table.rows:,} rows of {table.name} have no tag.", bare,
+                                 table.lines[~have][:5].tolist(), f"learned from as such: {mark!r} stands between tags",
+                                 "where the tags are only not known, leave these rows out"))  # fmt: skip
+            truth, have = np.where(have, truth, ""), np.ones(table.rows, bool)
         lost = table.lines[~have]
         words = " and ".join(map(repr, target))
         if not have.any():

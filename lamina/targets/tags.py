@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamina.errors import DataError, UsageError, rows
-from lamina.sources.arrays import gaps
+from lamina.sources import tagged
+from lamina.sources.tagged import MARKS
 from lamina.targets.base import Answers, Measure, Target, bare
 
-MARKS = (";", "|", ",")  # separators that are looked for
 FEW = 10  # positive examples of a tag that weigh as much as what is best for all tags
 
 
@@ -44,8 +44,8 @@ class Tags(Target):
     @classmethod
     def sniff(cls, truth: Any) -> tuple[float, str]:
         table = np.asarray(truth)
-        if _is_texts(table) and (mark := found_separator(table)):
-            count = len(_distinct(table, mark))
+        if _is_texts(table) and (mark := tagged.separator(table)):
+            count = len(tagged.distinct(table, mark))
             return 0.97, f"the answers are {count} words in changing company, with {mark!r} between them"
         if table.ndim == 2 and table.shape[1] > 1 and table.dtype.kind in "fiub" and np.isin(table, (0, 1)).all():
             if (table.sum(1) == 1).all():
@@ -57,8 +57,8 @@ class Tags(Target):
         if not _is_texts(truth):
             return truth, names
         if not self.labels:
-            self.separator = self.separator or found_separator(truth) or MARKS[0]
-        labels = self.labels or _distinct(truth, self.separator)
+            self.separator = self.separator or tagged.separator(truth) or MARKS[0]
+        labels = self.labels or tagged.distinct(truth, self.separator)
         return self._spread(truth, labels), labels
 
     def _spread(self, texts: np.ndarray, labels: list[str]) -> np.ndarray:
@@ -66,7 +66,7 @@ class Tags(Target):
         place = {label: k for k, label in enumerate(labels)}
         table = np.zeros((len(texts), len(labels)), np.uint8)
         unknown: list[tuple[int, str]] = []
-        for row, tags in enumerate(_sets(texts, self.separator or MARKS[0])):
+        for row, tags in enumerate(tagged.sets(texts, self.separator or MARKS[0])):
             for tag in tags:
                 if tag in place:
                     table[row, place[tag]] = 1
@@ -203,33 +203,6 @@ class Tags(Target):
 
 def _is_texts(column: np.ndarray) -> bool:
     return column.ndim == 1 and column.dtype.kind in "UO"
-
-
-def _sets(texts: np.ndarray, mark: str) -> list[list[str]]:
-    """The tags of each text, without blanks around them; none of an empty text, None or NaN."""
-    empty = gaps(texts)
-    return [
-        [] if empty[row] else [tag for part in str(text).split(mark) if (tag := part.strip())]
-        for row, text in enumerate(texts)
-    ]
-
-
-def _distinct(texts: np.ndarray, mark: str) -> list[str]:
-    return sorted({tag for tags in _sets(texts, mark) for tag in tags})
-
-
-def found_separator(texts: np.ndarray) -> str:
-    """What stands between the tags of texts (N,), or "" where they seem to be one label each.
-
-    Tags come in changing company: there are more different sets of them than tags. Of names that only hold the mark
-    ("Paris, France") there are not.
-    """
-    for mark in MARKS:
-        sets = [frozenset(tags) for tags in _sets(texts, mark)]
-        several = [tags for tags in sets if len(tags) > 1]
-        if len(several) >= max(2, len(sets) / 50) and len(set(sets)) > len(frozenset().union(*sets)):
-            return mark
-    return ""
 
 
 # --- Thresholds -------------------------------------------------------------------------------------------------------
