@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lamina
 from lamina import sources
 from lamina.errors import DataError, UsageError
 from lamina.sources import Columns, delimited, tables
@@ -646,7 +647,7 @@ def test_inputs_to_predict_on_are_matched_by_name(table, monkeypatch):
         tables.open_inputs(path, ["a", "bb"])
     columns, _, found = tables.open_inputs(path, ["a", "bb"], missing="gap", kinds="fO")
     assert columns[1].tolist() == [None, None] and {"missing_columns", "new_columns"} <= {f.kind for f in found}
-    with pytest.raises(UsageError, match=r"no file .*did you mean 'table.csv'"):
+    with pytest.raises(UsageError, match=r"no file.*did you mean 'table.csv'"):
         tables.open_inputs(path.replace("table", "tabel"), ["a"])
 
     class Stdin:
@@ -740,3 +741,27 @@ def test_quotes_behind_a_backslash_are_part_of_the_text(table):
 def test_what_is_no_table_is_called_by_its_name(content, words, table):
     with pytest.raises(DataError, match=words):
         sources.open(table(content))
+
+
+def test_what_was_said_of_reading_holds_for_predictions(table, runs):
+    rows = "".join(f"{'да' if k % 2 else 'нет'}§{k},5§{k % 2}\n" for k in range(60))
+    path = table(("слово§x§y\n" + rows).encode("cp1251"))
+    asked = {"encoding": "cp1251", "separator": "§", "text": ["y"]}
+    run = lamina.train(path, source_arg=asked, epochs=1, runs=runs, quiet=True, baselines=False, report=False)
+    new = table("x§слово\n1,5§да\n".encode("cp1251"), "new.csv")
+    inputs, ids = run.open_inputs(new)
+    assert sorted(str(one[0]) for one in inputs) == ["1.5", "да"] and ids == ["2"]
+    assert len(run.predict(new)) == 1
+    with delimited.read_as(asked):  # which says nothing of other kinds
+        assert sources.open("iris").train.count == 150
+    with pytest.raises(UsageError, match="would do nothing"):
+        sources.open("iris", options=asked)
+
+
+def test_several_tables_to_predict_on_and_what_is_none(table, tmp_path):
+    table("x,y\n1,a\n", "new-1.csv"), table("y,x\nb,2\n", "new-2.csv")
+    columns, ids, _ = tables.open_inputs(str(tmp_path / "new-*.csv"), ["x"])
+    assert columns[0].tolist() == [1.0, 2.0] and ids[1].endswith("new-2.csv:2")
+    for path in (str(tmp_path), table(b"\x89PNG\r\n\x1a\n", "picture.csv")):
+        with pytest.raises(UsageError, match="is no table"):
+            tables.open_inputs(path, ["x"])

@@ -77,11 +77,11 @@ def _paths(names: list[str]) -> list[str]:
     return found
 
 
-def _opened(domain: Any, path: str, name: str) -> tuple[Any, list[str], dict[int, str]]:
+def _opened(run: Any, path: str, name: str) -> tuple[Any, list[str], dict[int, str]]:
     """Raw inputs of a file, what each is called, those without an answer among them, and which these are, and why."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        raw, ids = domain.open_inputs(path)
+        raw, ids = run.open_inputs(path)
     broken: dict[int, tuple[str, str]] = {}
     for warning in told:
         if isinstance(warning.message, Unusable):
@@ -135,7 +135,7 @@ def predict(
     for name in names:
         try:
             with _as_file(name, opened.domain.name) as path:
-                raw, ids, broken = _opened(opened.domain, path, name)
+                raw, ids, broken = _opened(opened, path, name)
                 answers = opened.predict(raw, device=device)
         except DataError as error:
             if len(names) == 1:

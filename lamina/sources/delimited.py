@@ -16,8 +16,10 @@ import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -53,16 +55,18 @@ class Reading:
     missing: tuple[str, ...] = ()  # words that stand for a gap, beside the usual ones
     text: tuple[str, ...] = ()  # columns to be left as they are written, whatever they look like: 007 is no number
     sheet: str | None = None  # of an Excel file
-    kinds: dict[str, str] = field(
-        default_factory=dict
-    )  # of columns as an earlier table had them: f b M O; not to be asked
+    # What is not to be asked for:
+    kinds: dict[str, str] = field(default_factory=dict)  # of columns as an earlier table had them: f b M O
+    strict: bool = True  # whether what would do nothing is refused
 
     @property
     def given(self) -> list[str]:
         return [name for name in ASKED if getattr(self, name) not in (None, ())]
 
     def only(self, names: tuple[str, ...], what: str) -> None:
-        """UsageError for what would do nothing in reading this kind of source."""
+        """UsageError for what would do nothing in reading this kind of source; not where another source was meant."""
+        if not self.strict:
+            return
         idle = [name for name in self.given if name not in names]
         if idle:
             raise UsageError(
@@ -72,11 +76,24 @@ class Reading:
             )
 
 
-ASKED = tuple(f.name for f in fields(Reading) if f.name != "kinds")
+_meant: ContextVar[Reading | None] = ContextVar("reading", default=None)
+ASKED = tuple(f.name for f in fields(Reading) if f.name not in ("kinds", "strict"))
+
+
+@contextmanager
+def read_as(options: Mapping[str, Any]) -> Iterator[None]:
+    """Sources that are opened within are read as another was, as far as that says anything of them."""
+    token = _meant.set(replace(reading(options), strict=False) if options else None)
+    try:
+        yield
+    finally:
+        _meant.reset(token)
 
 
 def reading(options: Mapping[str, Any] | None) -> Reading:
     """`source_arg` as it was given -> a Reading; UsageError with all that is wrong in it."""
+    if not options and (meant := _meant.get()) is not None:
+        return meant
     found: dict[str, Any] = {}
     mistakes = []
     for name, entry in (options or {}).items():

@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,7 +115,7 @@ def _known(table: Table, columns: Columns, asked: Reading) -> None:
     """UsageError for columns that are asked for and are not there, with all the names."""
     wanted: dict[str, Sequence[str | None]] = {
         "target": columns.target or (), "ignore": columns.ignore, "groups": (columns.groups,),
-        "times": (columns.times,), "split_column": (columns.split,), "text in source_arg": asked.text,
+        "times": (columns.times,), "split_column": (columns.split,), "text in source_arg": asked.text if asked.strict else (),
     }  # fmt: skip
     missing = [(what, name) for what, some in wanted.items() for name in some if name and name not in table.names]
     if missing:
@@ -452,6 +451,8 @@ def open_inputs(
 
     kinds: of the columns in training, a letter each (f, b, M, O), so that a column is read as it was then. missing: "error"
     or "gap", for a column that is not there. New columns are left out, and told."""
+    from lamina.sources import places
+
     asked = replace(delimited.reading(options), kinds=dict(zip(names, kinds or (), strict=False)))
     if path == "-":
         data = sys.stdin.buffer.read()
@@ -464,11 +465,13 @@ def open_inputs(
         )
     else:
         where = path
-        if not os.path.exists(path):
-            place = Path(path)
-            beside = os.listdir(place.parent) if place.parent.is_dir() else []
-            raise UsageError(f"There is no file {path!r}: {near(place.name, beside)}")
-        table = formats.file(Path(path), path, replace(asked, text=tuple(n for n in asked.text if n in names)))
+        paths = places.expanded(path)
+        wrong = next((place for place in paths if places.kind(place) not in ("table", "text")), None)
+        if wrong is not None:
+            raise UsageError(
+                f"{wrong} is no table.", expected="CSV, Parquet, JSON lines or Excel, or a pattern of those"
+            )
+        table = joined([formats.file(place, str(place), asked) for place in paths])
     if not set(names) & set(table.names) and len(names) == len(table.names) and _header_missing(table):
         table = replace(table, names=list(names))  # rows without a line of names, as many columns as are wanted
     found = list(table.findings)
