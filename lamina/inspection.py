@@ -19,6 +19,7 @@ from lamina.checks import labels
 from lamina.job import Job
 
 _SOME = 250  # examples at a time
+_UNKNOWN = 0.5  # share of an example that may always be unknown
 _ENOUGH = 50  # held-out examples: of fewer the 99th percentile is nothing
 
 
@@ -55,6 +56,9 @@ def familiarise(job: Job) -> None:
             "layers": found.layers,
             "dims": found.dims,
         }
+        unknown = loaded.domain.unknown(tuple(column[torch.from_numpy(others)] for column in measured.inputs))
+        if unknown is not None:
+            job.facts["familiar"]["unknown"] = max(_UNKNOWN, float(np.quantile(unknown, familiar.QUANTILE)))
 
 
 def doubt(job: Job) -> None:

@@ -241,3 +241,9 @@ def test_a_text_without_a_word_is_answered_and_its_confidence_is_low(texts, pred
     done = predict(texts, tmp_path / "table.csv")
     assert done.code == 0 and len(done.rows) == 3
     assert all(0.4 < float(row["confidence"]) < 0.9 for row in done.rows[:2]) and done.rows[2]["prediction"] == "high"
+
+
+def test_words_never_seen_are_unlike(texts, predict):
+    words = ["good film was happy and lovely the", "Buchhaltung und Steuererklärung leicht gemacht", "这部电影很好看"]
+    done = predict(texts, "-", stdin="\n".join(words) + "\n")
+    assert [row["unlike"] for row in done.rows] == ["false", "true", "true"]

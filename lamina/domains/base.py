@@ -239,6 +239,11 @@ class Domain:
         count = len(inputs[0]) if isinstance(inputs, tuple) else len(inputs)
         return inputs, [str(row) for row in range(count)]
 
+    def unknown(self, inputs: Any) -> np.ndarray | None:
+        """The share (N,), from 0 to 1, of each of some encoded inputs that nothing was learned about, such as words never
+        seen, and that the net therefore cannot find strange; None where there is no such thing."""
+        return None
+
     def plain(self, inputs: Any, rows: np.ndarray, model: str) -> Any:
         """Some encoded inputs (rows sorted) as numbers (n, F), dense or a sparse matrix of scipy, for a simple model of this
         name; None where it cannot learn from them."""

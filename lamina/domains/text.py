@@ -181,6 +181,12 @@ class Text(Domain):
         tensors = tuple(mapped.as_tensor(table) for table in tables)
         return (tensors[2].long(),) if self.own else tensors
 
+    def unknown(self, inputs: Any) -> np.ndarray | None:
+        """Of the words of each text; of a text without one, all of it."""
+        words = inputs[-1]
+        count = (words > 0).sum(1)
+        return np.where(count > 0, (words == self.vocabulary).sum(1) / count.clamp(min=1), 1.0)
+
     def opinions(self, examples: Examples, target: Target, asked: Recipe) -> dict[str, tuple[Any, str]]:
         if asked.net not in (None, self.default_net) or not isinstance(examples.inputs, tuple):
             return {}
