@@ -69,6 +69,14 @@ class Data:
         except TypeError:
             return None
 
+    def called(self, numbers: np.ndarray) -> list[str]:
+        """What a person calls some rows: their names, where the source has them, else their numbers."""
+        ids = [getattr(self.source, part).ids for part in PARTS if getattr(self.source, part) is not None]
+        if self.split is None or any(column is None for column in ids):
+            return [str(number) for number in numbers]
+        names = np.concatenate(ids)
+        return [str(names[number]) for number in numbers]
+
     def truth(self, part: str) -> Tensor | None:
         """Encoded answers of a part, where they are columns."""
         encoded, rows = self.parts[part]

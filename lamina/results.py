@@ -48,7 +48,9 @@ def finish(job: Job, state: states.TrainState, history: History, loaded_seconds:
     same = [entry for entry in simple if headline and entry["score"] == headline["score"]]
     runs_.write_json(folder / "scores.json", {"scores": scores, "baselines": simple})
     if "answers" in facts:
-        table = runs_.predictions_csv(job.data.target, facts["answers"], facts["numbers"], facts["truth"])
+        table = runs_.predictions_csv(
+            job.data.target, facts["answers"], job.data.called(facts["numbers"]), facts["truth"]
+        )
         files.write(folder / "predictions.csv", table)
     job.facts.update(
         headline=headline,

@@ -293,6 +293,8 @@ def test_a_folder_is_trained_on_and_predicted_from(folder, runs, quick):
     told = json.loads((run.folder / "data.json").read_text())["findings"]
     assert [found["count"] for found in told if found["kind"] == "unreadable"] == [3]
     assert sum(run.facts["data"][part] for part in ("train", "valid", "test")) == 29
+    named = [line.split(",")[0] for line in (run.folder / "predictions.csv").read_text().splitlines()[1:]]
+    assert len(named) == run.headline.n and all((folder / name).is_file() for name in named)
     with pytest.warns(UserWarning, match=r"3 of 32 pictures cannot be read and have no prediction: .*zero_bytes\.jpg"):
         answers = run.predict(str(folder))
     assert len(answers.prediction) == 29
