@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import numpy as np
@@ -261,3 +262,7 @@ def test_a_row_of_a_table_without_a_tag_is_an_answer_too(tmp_path, runs):
     assert told["count"] == sum(line.endswith(",") for line in lines) and "have no tag" in told["what"]
     answers = run.target.columns(run.predict({"size": [3.0, -3.0], "weight": [3.0, -3.0]}))
     assert answers["prediction"].tolist() == ["heavy|large", ""]
+    with open(run.folder / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["truth"] for row in rows} == {"heavy|large", "heavy", "large", ""}
+    assert np.mean([row["truth"] == row["prediction"] for row in rows]) > 0.8

@@ -199,6 +199,10 @@ class Target:
         """The scores of an evaluation; the first is the headline."""
         raise NotImplementedError(f"{type(self).__name__} must define measures")
 
+    def written(self, truth: np.ndarray) -> Any:
+        """Answers (N, ...), as `people` gives them, a cell of predictions.csv each."""
+        return truth if truth.ndim == 1 else [" ".join(map(str, row)) for row in truth]
+
     def columns(self, answers: Answers) -> dict[str, Any]:
         """Answers -> named columns of predictions.csv."""
         found: dict[str, Any] = {"prediction": answers.prediction}

@@ -188,11 +188,13 @@ class Tags(Target):
             Measure("hamming_loss", lambda t, a: float(wrong(t, a).mean()), "lower", each=wrong),
         ]
 
-    def columns(self, answers: Answers) -> dict[str, Any]:
+    def written(self, truth: np.ndarray) -> np.ndarray:
         names = np.asarray(self.labels)
         between = self.separator or (" " if not any(" " in name for name in self.labels) else MARKS[0])
-        words = [between.join(names[row == 1]) for row in answers.prediction]
-        found: dict[str, Any] = {"prediction": np.array(words, dtype=object), "confidence": answers.confidence}
+        return np.array([between.join(names[row == 1]) for row in truth], dtype=object)
+
+    def columns(self, answers: Answers) -> dict[str, Any]:
+        found: dict[str, Any] = {"prediction": self.written(answers.prediction), "confidence": answers.confidence}
         if answers.probabilities is not None:
             found.update({f"p_{name}": answers.probabilities[:, k] for k, name in enumerate(self.labels)})
         return found
