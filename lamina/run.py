@@ -25,7 +25,7 @@ from torch import nn
 from lamina import data, devices, documents, evaluate, familiar, files, names, recipe, splits, state, weights
 from lamina.domains.base import Domain
 from lamina.errors import DataError, LaminaError, RunError, UsageError, near
-from lamina.sources import Columns, Examples, Source
+from lamina.sources import Columns, Examples, Source, delimited
 from lamina.targets.base import Answers, Measure, Target
 
 SCHEMA = 1
@@ -282,6 +282,11 @@ class Run:
             self._strict = bool(self.recipe.strict)
         return self.net.to(place), {**options, "exact": True} if self._strict else options
 
+    def open_inputs(self, path: str) -> tuple[Any, list[str]]:
+        """A file of inputs -> raw inputs and what each is called; read as the run's own data were."""
+        with delimited.read_as(self.recipe.source_arg):
+            return self.domain.open_inputs(path)
+
     def predict(self, inputs: Any, *, device: str = "cpu", batch_size: int | None = None) -> Answers:
         """Answers for raw inputs (N, ...), or for a file of them: labels or numbers, confidence, probabilities, and whether
         each input is unlike those the net has learned from (see `lamina.familiar`).
@@ -289,7 +294,7 @@ class Run:
         batch_size: examples at a time; without it, as many as the net answers fastest.
         """
         if isinstance(inputs, (str, Path)):
-            inputs = self.domain.open_inputs(str(inputs))[0]
+            inputs = self.open_inputs(str(inputs))[0]
         net, options = self._options(device, batch_size)
         known = self._familiar(net)
         with self._used():
@@ -298,6 +303,9 @@ class Run:
             watched = familiar.Watched(net, known.to(options["device"])).eval()
             encoded = data.Encoded(self.domain.encode(inputs))
             output, strange = watched.apart(self.domain.ask(watched, encoded, None, **options)[0])
+            unknown = self.domain.unknown(encoded.inputs)
+            if unknown is not None:
+                strange |= unknown > self.facts["familiar"].get("unknown", 1.0)
             return self.target.given(replace(self.target.decode(output), unlike=strange))
 
     def _familiar(self, net: nn.Module) -> familiar.Familiar | None:
@@ -329,7 +337,7 @@ class Run:
         self._of_likeness("enroll")
         ids = None
         if isinstance(inputs, (str, Path)):
-            inputs, ids = self.domain.open_inputs(str(inputs))
+            inputs, ids = self.open_inputs(str(inputs))
         found = self._likeness(inputs, device)
         called = [f"{person} {k + 1}" for k in range(len(found))] if ids is None else ids
         target: Any = self.target
@@ -341,7 +349,7 @@ class Run:
     def _likeness(self, inputs: Any, device: str) -> Any:
         """Answers for inputs or a file of them, as the target decodes them."""
         if isinstance(inputs, (str, Path)):
-            inputs = self.domain.open_inputs(str(inputs))[0]
+            inputs = self.open_inputs(str(inputs))[0]
         net, options = self._options(device, None)
         with self._used():
             return self.domain.predict(net, inputs, self.target, **options)
