@@ -324,6 +324,7 @@ def _closing(job: Job, simple: list[dict[str, Any]], words: list[str]) -> None:
         ("predictions.csv", "held-out examples, truth and prediction"),
         ("recipe.toml", "every setting, and why"),
         ("weights.safetensors", "the trained weights"),
+        ("gallery.safetensors", "the people that are known"),
     ]
     paths = [(name, what) for name, what in paths if (job.folder / name).is_file()]
     if headline is not None:
