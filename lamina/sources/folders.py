@@ -339,7 +339,7 @@ def several(paths: list[Path], name: str, columns: Columns, asked: Reading) -> S
     counts = Counter(kinds.values())
     if set(counts) <= {"table"}:
         shown = {path: os.path.relpath(path, paths[0].parent) for path in paths}
-        return _tables([file(path, shown[path], asked) for path in paths], paths[0].parent, name, columns, asked)
+        return _tables([file(path, shown[path], asked) for path in paths], paths[0].parent, columns, asked)
     if set(counts) == {"picture"}:
         no_columns(columns, asked, name)
         parents = [path.parent.name for path in paths]
@@ -376,11 +376,8 @@ def _titles(paths: list[Path]) -> list[str]:
     return rests if all(rests) else stems
 
 
-def _tables(tables: list[Table], folder: Path, name: str, columns: Columns, asked: Reading) -> Source:
-    table = replace(joined(tables), folder=os.fspath(folder))
-    if len(tables) > 1:
-        table = replace(table, name=name)
-    return source(table, columns, asked)
+def _tables(tables: list[Table], folder: Path, columns: Columns, asked: Reading) -> Source:
+    return source(replace(joined(tables), folder=os.fspath(folder)), columns, asked)
 
 
 def _with_pictures(files: list[Path], folder: Path, name: str, columns: Columns, asked: Reading) -> Source | None:

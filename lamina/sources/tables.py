@@ -287,6 +287,7 @@ def source(table: Table, columns: Columns, asked: Reading, stems: dict[str, str]
     else:
         words = f"{table.rows:,} rows, {len(parts['train'].inputs)} columns"
     words += f", answers in {', '.join(known.target)}" if known.target else ", no answers"
+    words += f", parts by {known.split}" if known.split else ""
     return Source(table.name, parts["train"], parts.get("valid"), parts.get("test"), about=words, why=why,
                   target=known.target or (), findings=found)  # fmt: skip
 
