@@ -99,6 +99,10 @@ def test_near_pictures_are_told_and_stay_in_one_part():
     (finding,) = check(source, task="classes", split=rows)
     assert (finding.kind, finding.severity, finding.count) == ("near_duplicates", "warning", 30)
     assert finding.examples[0] == ["0.png", "120.png"] and "keeps them together" in finding.done
+    assert "another answer" not in finding.what
+    source.train.truth[124] = 1
+    (finding,) = check(source, task="classes", split=rows)
+    assert "1 of them with another answer: 124.png (" in finding.what
     torn = Split(np.arange(COUNT), np.zeros(0, np.int64), np.arange(COUNT, 150), "as given")
     found = {finding.kind: finding for finding in check(source, task="classes", split=torn)}
     assert found["near_leak"].count == 30 and found["near_leak"].examples[0] == ["0.png", "120.png"]

@@ -163,7 +163,7 @@ def findings(table: Pool, copies: Copies, task: str | None, kept_together: bool)
         if task in ("classes", "tags") and table.truth is not None:
             yield from _conflicts(table, first)
     if len(copies.near):
-        yield from _near(table, copies, done)
+        yield from _near(table, copies, task, done)
 
 
 def _things(table: Pool, count: int) -> str:
@@ -220,11 +220,16 @@ def _conflicts(table: Pool, first: np.ndarray) -> Iterator[Finding]:
         )
 
 
-def _near(table: Pool, copies: Copies, done: str) -> Iterator[Finding]:
+def _near(table: Pool, copies: Copies, task: str | None, done: str) -> Iterator[Finding]:
     pairs, thing = copies.near, "texts" if table.kind == "texts" else "pictures"
     together = done if not copies.template else "kept"
     template = f" {copies.template:,} of them hang together, as if made after one template." if copies.template else ""
     said, count = _pairs(table, pairs), len(np.unique(pairs[:, 1]))
+    if task in ("classes", "tags") and table.truth is not None:
+        answers = codes_of(table.truth)
+        torn = pairs[answers[pairs[:, 0]] != answers[pairs[:, 1]]]
+        if len(torn):
+            template += f" {len(np.unique(torn[:, 1])):,} of them with another answer: {_pairs(table, torn)}."
     if table.kind == "texts":
         said += f", such as {shortened(str(table.columns[0][pairs[0, 0]]))!r}"
     yield Finding(
