@@ -383,3 +383,16 @@ def test_the_report_tells_what_sets_a_cluster_of_a_table_apart(runs):
     page = (run.folder / "report.html").read_text()
     assert "size high (+" in page and "size low (-" in page and "noise high" not in page and "noise low" not in page
     assert "colour red (100 % instead of" in page and "colour blue (100 % instead of" in page
+
+
+def test_a_check_of_data_without_answers_has_nothing_against_that(tmp_path, capsys):
+    from lamina.cli import main
+
+    place = tmp_path / "points.csv"
+    x, _ = blobs(3, n=200)
+    place.write_text("\n".join(["a,b,c,d,e,f", *(",".join(f"{value:.3f}" for value in row) for row in x)]))
+    with pytest.raises(SystemExit) as left:
+        main(["check", str(place), "--target", "none"])
+    assert left.value.code in (0, None)
+    told = capsys.readouterr().out
+    assert "clusters" in told and "no answers to learn from" not in told
