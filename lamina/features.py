@@ -32,10 +32,15 @@ def of_trunk(trunk: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def keys(column: Tensor) -> np.ndarray:
-    """128 bits of each row of (N, ...): uint64 (N, 2)."""
+def keys(column: Tensor, padding: int | None = None) -> np.ndarray:
+    """128 bits of each row of (N, ...): uint64 (N, 2). What fills up the end of a row (N, T) of tokens says nothing."""
     table = column.contiguous().numpy()
-    found = b"".join(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in table)
+    ends = np.full(len(table), table.shape[1])
+    if padding is not None:
+        there = table != padding
+        ends = np.where(there.any(1), table.shape[1] - there[:, ::-1].argmax(1), 0)
+    parts = (row[:end].tobytes() for row, end in zip(table, ends, strict=True))
+    found = b"".join(hashlib.blake2b(part, digest_size=16).digest() for part in parts)
     return np.frombuffer(found, np.uint64).reshape(len(table), 2)
 
 

@@ -388,6 +388,9 @@ def test_features_are_found_again_by_another_run_and_computed_where_weights_or_e
 def test_a_damaged_cache_is_as_good_as_none_and_the_oldest_go_first(monkeypatch, tmp_path):
     monkeypatch.setenv("LAMINA_CACHE", str(tmp_path))
     some = features.keys(torch.arange(40).reshape(10, 4))
+    tokens = torch.tensor([[5, 0, 6, 0], [5, 0, 6, 7]])
+    assert np.array_equal(features.keys(tokens, 0)[:1], features.keys(tokens[:1, :3], 0))  # what fills up says nothing
+    assert not np.array_equal(features.keys(tokens, 0)[0], features.keys(tokens, 0)[1])
     assert len(np.unique(some, axis=0)) == 10 and np.array_equal(some, features.keys(torch.arange(40).reshape(10, 4)))
     table = torch.randn(10, 3)
     features.keep("a" * 64, some[:6], table[:6])

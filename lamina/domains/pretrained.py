@@ -31,6 +31,7 @@ from lamina.targets.base import Target
 
 KEPT_IN = "trunk"  # the folder in a run with the trunk's configuration and tokenizer
 LENGTH = 0.999  # share of the training texts that are taken whole
+ROOM, MANY = 128, 10_000  # tokens there are room for, where fewer training texts do not tell how long others are
 FOLDS = 5
 TRIED = 3_000  # examples in cross-validation
 FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of what the features and the words say, that are tried
@@ -103,7 +104,8 @@ class Pretrained(Domain):
             return
         counts = np.array([len(entry) for entry in self.tokens(_texts(inputs, rows))])
         if not self.length:
-            self.length = max(4, min(self.tokens.most, int(np.quantile(counts, LENGTH, method="higher"))))
+            longest = int(np.quantile(counts, LENGTH, method="higher"))
+            self.length = min(self.tokens.most, max(longest, ROOM if len(rows) < MANY else 4))
         if self.length > self.tokens.most:
             raise UsageError(f"length is {self.length}, and {self.trunk} takes {self.tokens.most} tokens at most.")
         self.cut = int((counts > self.length).sum())
@@ -200,7 +202,9 @@ class Pretrained(Domain):
         """(n, F) of some rows: from the cache where many are asked for, else computed."""
         if len(rows) < CACHED:
             return self._computed(net.trunk, column, rows, device)
-        trunk, keys = features.of_trunk(net.trunk), features.keys(mapped.take(column, torch.from_numpy(rows)))
+        padding = self.tokens.padding if self.card.inputs == "texts" else None
+        trunk = features.of_trunk(net.trunk)
+        keys = features.keys(mapped.take(column, torch.from_numpy(rows)), padding)
         table, there = features.known(trunk, keys, int(net.features))
         if not there.all():
             new = self._computed(net.trunk, column, rows[~there], device)
