@@ -299,8 +299,8 @@ def _whole(classes: np.ndarray, same: np.ndarray, shares: np.ndarray, seed: int)
         )
     rare = np.flatnonzero(different < FEW)
     if len(rare) == len(different) > 1:
-        few = f"; not stratified: no class has {FEW} different examples"
-        return _whole(np.zeros_like(classes), same, shares, seed)[0], f"at random, seed {seed}{few}"
+        why = f"; not stratified: no class has {FEW} different examples"
+        return _whole(np.zeros_like(classes), same, shares, seed)[0], f"at random, seed {seed}{why}"
     counts = np.bincount(classes)
     room = np.zeros((len(counts), 3), np.int64)
     room[rare, 0] = counts[rare]
