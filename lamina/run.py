@@ -284,7 +284,9 @@ class Run:
 
     def open_inputs(self, path: str) -> tuple[Any, list[str]]:
         """A file of inputs -> raw inputs and what each is called; read as the run's own data were."""
-        with delimited.read_as(self.recipe.source_arg):
+        asked = self.recipe
+        known = [*(asked.target or ()), *(asked.ignore or ()), asked.groups, asked.times, asked.split_column]
+        with delimited.read_as(asked.source_arg, [name for name in known if name]):
             return self.domain.open_inputs(path)
 
     def predict(self, inputs: Any, *, device: str = "cpu", batch_size: int | None = None) -> Answers:

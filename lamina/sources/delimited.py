@@ -16,7 +16,7 @@ import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
@@ -77,17 +77,21 @@ class Reading:
 
 
 _meant: ContextVar[Reading | None] = ContextVar("reading", default=None)
+beside: ContextVar[tuple[str, ...]] = ContextVar("beside", default=())  # columns that are no inputs, as everybody knows
 ASKED = tuple(f.name for f in fields(Reading) if f.name not in ("kinds", "strict"))
 
 
 @contextmanager
-def read_as(options: Mapping[str, Any]) -> Iterator[None]:
-    """Sources that are opened within are read as another was, as far as that says anything of them."""
+def read_as(options: Mapping[str, Any], known: Sequence[str] = ()) -> Iterator[None]:
+    """Sources that are opened within are read as another was, as far as that says anything of them. known: columns of that
+    one that were no inputs, and may be there or not."""
     token = _meant.set(replace(reading(options), strict=False) if options else None)
+    other = beside.set(tuple(known))
     try:
         yield
     finally:
         _meant.reset(token)
+        beside.reset(other)
 
 
 def reading(options: Mapping[str, Any] | None) -> Reading:

@@ -413,7 +413,7 @@ def matched(
             raise DataError(words, expected=f"the columns {', '.join(list(names)[:30])}, in any order")
         found.append(Finding("missing_columns", "warning", words, len(lost), lost[:5], "their cells are all gaps",
                              "give these columns: without them answers are less sure"))  # fmt: skip
-    new = [name for name in have if name not in names]
+    new = [name for name in have if name not in names and name not in delimited.beside.get()]
     if new:
         found.append(Finding("new_columns", "note", f"{where} has columns that are not used: "
                              f"{', '.join(map(repr, new[:5]))}{f' and {len(new) - 5} more' if new[5:] else ''}.",
