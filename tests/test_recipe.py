@@ -336,8 +336,8 @@ def test_what_plays_has_no_test_split_and_no_baselines():
 @pytest.mark.parametrize("pictures", [None, (1, 8, 8), (3, 224, 224)])
 def test_every_opinion_about_our_own_nets_has_its_reason(net, examples, pictures):
     found, origins = resolved(own_net=False, net=net, examples=examples, pictures=pictures)
-    exempt = ("source", "data_dir", "target", "ignore", "groups", "times", "split_column", "domain", "task", "net", "loss",
-              "weights", "steps", "budget", "penalize", "memory", "threads", "workers")  # fmt: skip
+    exempt = ("source", "data_dir", "target", "ignore", "groups", "times", "split_column", "unlabelled", "domain", "task",
+              "net", "loss", "weights", "steps", "budget", "penalize", "memory", "threads", "workers")  # fmt: skip
     for name in FIELDS:
         given_ = getattr(found, name)
         if name in MAPPINGS:

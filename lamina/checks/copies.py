@@ -36,12 +36,14 @@ class Copies:
     template: int = 0  # examples in the largest chain of near copies, where that is too long for one part
 
     def units(self, count: int) -> np.ndarray | None:
-        """(count,) for the first rows of the pool: which of them belong in one part; None where each is for itself."""
+        """(count,) for the first rows of the pool: which of them belong in one part; None where each is for itself, or all
+        are the same, so that there is nothing to keep apart."""
         near = self.near[(self.near < count).all(1)] if not self.template else self.near[:0]
         first = self.first[:count]
         if not len(near) and (first == np.arange(count)).all():
             return None
-        return united(first, near)
+        found = united(first, near)
+        return found if found.any() else None
 
 
 def united(first: np.ndarray, pairs: np.ndarray) -> np.ndarray:
