@@ -222,7 +222,6 @@ def folder(path: Path) -> Path:
     return path
 
 
-@_lasting
 def cache(kind: str) -> Path | None:
     """The folder for what can be computed again, of a kind ("pictures"): `$LAMINA_CACHE/kind` (`off` for none), else
     `lamina/kind` in the user's cache folder. It need not be there."""
@@ -234,6 +233,7 @@ def cache(kind: str) -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lamina" / kind
 
 
+@_lasting
 def claim(path: Path) -> bool:
     """Make a folder that must not exist yet; False where it does. Only one of several processes gets True."""
     folder(path.parent)

@@ -360,7 +360,7 @@ def _start(
         wanted, opened, domain=objects.get("domain") or jobs.pretrained(wanted), target=objects.get("task"),
         loss=asked_loss, own_net=own_net, resolve=resolve,
     )  # fmt: skip
-    _name_files(found)
+    _name_files(found, loaded.domain.name not in names.known("domains"))
     if "train" not in loaded.parts:
         raise UsageError("Nothing is left to train on.", fix="smaller valid and test shares")
     asking.check_validation(found, "valid" in loaded.parts)
@@ -467,13 +467,17 @@ def _seed(number: int) -> None:
     random.seed(number)
 
 
-def _name_files(recipe: Recipe) -> None:
-    """Write files that were named by their whole path, so that the run can be resumed from anywhere."""
+def _name_files(recipe: Recipe, own_domain: bool) -> None:
+    """Write files that were named by their whole path, so that the run can be resumed from anywhere. To a domain of the
+    user's own what is no path may mean anything."""
     for name in ("source", "valid", "test"):
         named = getattr(recipe, name)
         share = name in ("valid", "test") and recipes.share(named) is not None
-        if named is not None and not share and named not in sources_.SAMPLES:
-            setattr(recipe, name, places.absolute(named))
+        if named is None or share or named in sources_.SAMPLES:
+            continue
+        if own_domain and not Path(named).expanduser().exists():
+            continue
+        setattr(recipe, name, places.absolute(named))
     if recipe.data_dir is not None and Path(recipe.data_dir).expanduser().exists():
         recipe.data_dir = str(Path(recipe.data_dir).expanduser().absolute())
     if recipe.net and recipe.net.startswith("hf:"):

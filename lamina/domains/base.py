@@ -25,7 +25,7 @@ from lamina.errors import DataError, UsageError
 from lamina.findings import Finding
 from lamina.inference import ELSEWHERE, FEW, PORTIONS, WORTH, portion, quickest
 from lamina.recipe import Recipe
-from lamina.sources import Examples, Source
+from lamina.sources import Examples, Source, describe
 from lamina.sources import open as open_source
 from lamina.targets.base import Answers, Target
 from lamina.views import Change, Swap
@@ -235,6 +235,9 @@ class Domain:
     def open_inputs(self, path: str) -> tuple[Any, list[str]]:
         """A file of inputs to predict on, as the command line names it -> raw inputs and a name for each."""
         source = open_source(path)
+        if source.train.kind in ("table", "texts", "files"):  # a domain that takes them opens them itself
+            raise DataError(f"{path} cannot be used: it holds {describe(source.train)}.",
+                            expected=f"inputs for a run of {self.name}")  # fmt: skip
         inputs = source.train.inputs
         count = len(inputs[0]) if isinstance(inputs, tuple) else len(inputs)
         return inputs, [str(row) for row in range(count)]
