@@ -197,6 +197,12 @@ def test_names_are_shown_as_they_are():
     paint(figures.scatter(np.arange(3.0), np.arange(3.0), names=["$\\bad"]))
 
 
+def test_a_mistake_in_a_file_is_called_by_the_end_of_its_name():
+    rows = [{"id": name, "truth": "a", "prediction": "b", "confidence": 0.9} for name in ("x.png", "photographs/of/a/1.jpg")]
+    (axis,) = figures.mistakes(np.zeros((2, 1, 8, 8)), rows).axes
+    assert [text.get_text() for text in axis.texts][2::3] == ["x.png", "…raphs/of/a/1.jpg"]
+
+
 def test_a_script_without_a_font_warns_nobody():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

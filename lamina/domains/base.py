@@ -139,6 +139,14 @@ class Domain:
         truth = target.shape_truth(batch.truth, output)
         return loss(output, truth), losses.count(loss, output, truth, batch.count, known=batch.known)
 
+    def loss_of_members(self, net: nn.Module, batch: Batch, target: Target, loss: Any) -> tuple[Tensor, Any]:
+        """The same where a net gives an answer a member, (B, members, outputs): each learns the truth for itself."""
+        output = self.outputs(net, batch)
+        one, each = output[:, 0], output.flatten(0, 1)
+        truth = batch.truth.repeat_interleave(output.shape[1], 0)
+        count = losses.count(loss, one, target.shape_truth(batch.truth, one), batch.count, known=batch.known)
+        return loss(each, target.shape_truth(truth, each)), count
+
     @torch.no_grad()
     def validate(
         self, net: nn.Module, batches: Any, target: Target, loss: Any, *, exact: bool = False

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lamina import losses, mapped, names
+from lamina import mapped, names
 from lamina.domains.base import Domain
 from lamina.errors import DataError, UsageError, near
 from lamina.findings import Finding
@@ -369,15 +369,8 @@ class Table(Domain):
 
     def loss(self, net: nn.Module, batch: Any, target: Target, loss: Any) -> tuple[Tensor, Any]:
         """Of a net of several members, the mean of their losses."""
-        members = getattr(net, "members", 0) if net.training else 0
-        if not members:
-            return super().loss(net, batch, target, loss)
-        output = self.outputs(net, batch)  # (B, members, outputs)
-        truth = batch.truth.repeat_interleave(members, 0)
-        each = output.flatten(0, 1)  # (B x members, outputs)
-        one = target.shape_truth(batch.truth, output[:, 0])
-        count = losses.count(loss, output[:, 0], one, batch.count, known=batch.known)
-        return loss(each, target.shape_truth(truth, each)), count
+        several = getattr(net, "members", 0) and net.training
+        return (self.loss_of_members if several else super().loss)(net, batch, target, loss)
 
     # --- Who else asks ------------------------------------------------------------------------------------------------
 

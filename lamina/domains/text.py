@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lamina import grams, losses, mapped, names
+from lamina import grams, mapped, names
 from lamina.batches import Batch
 from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, UsageError, near
@@ -248,13 +248,9 @@ class Text(Domain):
         """Of a net of several members, the mean of their losses."""
         if not (isinstance(net, TextNet) and net.training):
             return super().loss(net, batch, target, loss)
-        output = self.outputs(net, batch)  # (B, members, outputs)
         if batch.truth is None:  # an embedding without answers is that of all members together
-            return loss(output.mean(1), None), batch.count
-        one, each = output[:, 0], output.flatten(0, 1)
-        truth = batch.truth.repeat_interleave(net.members, 0)
-        count = losses.count(loss, one, target.shape_truth(batch.truth, one), batch.count, known=batch.known)
-        return loss(each, target.shape_truth(truth, each)), count
+            return loss(self.outputs(net, batch).mean(1), None), batch.count
+        return self.loss_of_members(net, batch, target, loss)
 
     def telling(self, net: nn.Module, target: Target) -> list[tuple[str, str]]:
         """The words and pairs of words that weigh most for each class or tag, in the bag of words."""

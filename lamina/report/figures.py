@@ -233,10 +233,10 @@ def mistakes(pictures: np.ndarray | None, rows: Sequence[dict], *, most: int = 2
     order = [k for k, row in enumerate(rows) if row["truth"] != row["prediction"]]
     order = sorted(order, key=lambda k: -(rows[k].get("confidence") or 0))[:most]
     if pictures is not None:
-        captions = [[(f"{_short(rows[k]['prediction'], 15)}{_sure(rows[k])}", ORANGE)] for k in order]
+        captions = [[(f"{_short(rows[k]['prediction'], 11)}{_sure(rows[k])}", ORANGE)] for k in order]
         for caption, k in zip(captions, order, strict=True):
             caption.append((f"is {_short(rows[k]['truth'], 15)}", INK))
-            caption.append((f"no. {rows[k]['id']}" if "id" in rows[k] else "", MUTED))
+            caption.append((_called(rows[k]["id"], 17) if "id" in rows[k] else "", MUTED))
         return _gallery([pictures[k] for k in order], captions)
     figure = _figure(WIDTH, 0.75 + 0.26 * max(1, len(order)))
     axis = figure.subplots()
@@ -245,7 +245,7 @@ def mistakes(pictures: np.ndarray | None, rows: Sequence[dict], *, most: int = 2
     for place, k in enumerate(order):
         words = f"{_short(rows[k]['prediction'], 40)}{_sure(rows[k])}, is {_short(rows[k]['truth'], 40)}"
         axis.text(0.01, place, words, va="center", fontsize=NORMAL, color=INK, parse_math=False)
-    axis.set_yticks(range(len(order)), [f"no. {rows[k].get('id', k)}" for k in order])
+    axis.set_yticks(range(len(order)), [_called(rows[k].get("id", k), 24) for k in order])
     axis.set_xlim(0, 1)
     axis.invert_yaxis()
     _style(axis, "", "confidence", grid=False)
@@ -375,6 +375,14 @@ def title(name: str) -> str:
     """A score's name for people: "log_loss" is "Log loss"."""
     words = name.replace("_", " ")
     return TITLES.get(name, words[:1].upper() + words[1:])
+
+
+def _called(name: Any, most: int) -> str:
+    """An example by its number, or by the end of its name, where files differ."""
+    if isinstance(name, int):
+        return f"no. {name}"
+    words = printable(" ".join(str(name).split()))
+    return words if len(words) <= most else "…" + words[len(words) - most + 1 :]
 
 
 def _short(label: Any, most: int) -> str:

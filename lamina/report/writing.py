@@ -98,13 +98,15 @@ def _classes(
     drawn["reliability"] = figures.reliability(facts["calibration"])
     wrong = np.flatnonzero(truth != answers.prediction)
     wrong = wrong[np.argsort(-answers.confidence[wrong], kind="stable")][:WORST]
+    rows = np.asarray(numbers)[wrong]
+    names = loaded.called(rows)
     facts["mistakes"] = [
-        {"id": int(numbers[k]), "truth": str(truth[k]), "prediction": str(answers.prediction[k]),
-         "confidence": float(answers.confidence[k])}
-        for k in wrong
+        {"id": int(numbers[k]) if name == str(numbers[k]) else name, "truth": str(truth[k]),
+         "prediction": str(answers.prediction[k]), "confidence": float(answers.confidence[k])}
+        for k, name in zip(wrong, names, strict=True)
     ]  # fmt: skip
     encoded = next(loaded.parts[part][0] for part in ("test", "valid", "train") if part in loaded.parts)
     if isinstance(encoded.inputs, tuple) and len(wrong):
-        pictures = loaded.domain.pictures(encoded.inputs, np.asarray(numbers)[wrong])
+        pictures = loaded.domain.pictures(encoded.inputs, rows)
         if pictures is not None:
             drawn["mistakes"] = figures.mistakes(pictures, facts["mistakes"])
