@@ -171,7 +171,7 @@ def test_nothing_in_a_recipe_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("LAMINA_SECRET", "iris")
     for source in ("$LAMINA_SECRET", "${LAMINA_SECRET}", "%LAMINA_SECRET%", "`echo iris`", "$(echo iris)", "{{7*7}}"):
         (tmp_path / "recipe.toml").write_text(f"source = '{source}'\n")
-        with pytest.raises(UsageError, match="There is no file|No file fits") as caught:
+        with pytest.raises(UsageError, match=r"There is no file|No file fits") as caught:
             lamina.train(None, recipe=tmp_path / "recipe.toml", runs=tmp_path / "runs", quiet=True)
         assert source in str(caught.value)
 
