@@ -103,7 +103,9 @@ def summary(given: Tensor, dim: int) -> Tensor:
             steps = -(-x.shape[place] // SIDE)
             x = x[(slice(None),) * place + (slice(None, None, steps),)]
         mean = x.mean(places).flatten(1)
-        deviation = ((x * x).mean(places).flatten(1) - mean * mean).clamp(min=0).sqrt()  # var_mean takes ten times as long
+        deviation = (
+            ((x * x).mean(places).flatten(1) - mean * mean).clamp(min=0).sqrt()
+        )  # var_mean takes ten times as long
         x = torch.cat([mean, deviation], 1)
     elif x.ndim == 1:
         x = x[:, None]
@@ -201,18 +203,31 @@ def _summaries(
 
 def _fitted(x: np.ndarray, classes: np.ndarray) -> tuple[Tensor, Tensor]:
     """(N, E) and class numbers -> what whitens (E, E), and the classes' whitened means (K, E)."""
-    from sklearn.covariance import ledoit_wolf
-
     means = np.stack([x[classes == k].mean(0) for k in np.unique(classes)])
     apart = x - means[np.unique(classes, return_inverse=True)[1].reshape(-1)]
     scale = apart.std(0) + 1e-3 * x.std(0)
     scale = np.where(
         scale > 1e-9, scale, max(1e-3 * float(np.abs(x).max()), 1e-6)
     )  # what never varied: far when it does
-    covariance, _ = ledoit_wolf(apart / scale, assume_centered=True)
-    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = np.linalg.eigh(shrunk(apart / scale))
     factor = vectors / np.sqrt(np.maximum(values, 1e-4 * values.max())) / scale[:, None]
     return torch.from_numpy(factor.astype(np.float32)), torch.from_numpy((means @ factor).astype(np.float32))
+
+
+def shrunk(x: np.ndarray) -> np.ndarray:
+    """The covariance (E, E) of rows (N, E) whose mean is 0, drawn towards a multiple of the identity by as much as it is
+    chance: formula (14) of Ledoit and Wolf (2004). As scikit-learn's `ledoit_wolf`, which takes longer to import than
+    everything else here together."""
+    n, width = x.shape
+    found = x.T @ x / n
+    size = np.trace(found) / width
+    off = np.square(found).sum() / width - size**2  # of the covariance from that multiple, squared
+    squares = np.square(x)
+    chance = (np.square(squares.sum(1)).sum() / n - np.square(found).sum()) / (width * n)
+    share = min(chance, off) / off if off > 0 else 0.0
+    found = (1 - share) * found
+    found.flat[:: width + 1] += share * size
+    return found
 
 
 def _limit(apart: np.ndarray) -> float:

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lamina import optimizers
+
 ROUNDS = 3
 KNOWN = 10.0  # how much a known answer weighs beside a told one
 SURE = 1.0  # root mean square of the logits, about zero for each example: neither certain of all nor unsure of all
@@ -39,7 +41,8 @@ def regression(
     w = torch.ones(len(x)) if weights is None else torch.from_numpy(np.ascontiguousarray(weights, np.float32))
     total = float(w.sum())
     found = torch.zeros(x.shape[1] + 1, p.shape[1], requires_grad=True)
-    solver = torch.optim.LBFGS([found], max_iter=60, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+    kind = optimizers.without_compiler(torch.optim.LBFGS)
+    solver = kind([found], max_iter=60, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
     def loss() -> Any:
         solver.zero_grad()

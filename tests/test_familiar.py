@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +192,24 @@ def test_of_few_distances_the_limit_is_not_their_largest_alone():
     assert familiar._limit(apart) >= np.exp(np.log(apart).mean() + 2.32 * np.log(apart).std())
     many = np.exp(np.random.default_rng(1).normal(size=20_000))
     assert familiar._limit(many) == pytest.approx(np.quantile(many, 0.99))
+
+
+@pytest.mark.parametrize(("rows", "width"), [(400, 6), (60, 40), (20, 64)])
+def test_the_covariance_is_shrunk_as_scikit_learn_shrinks_it(rows, width):
+    from sklearn.covariance import ledoit_wolf
+
+    x = np.random.default_rng(rows).normal(size=(rows, width)) @ np.diag(np.linspace(0.1, 3, width))
+    assert np.allclose(familiar.shrunk(x), ledoit_wolf(x, assume_centered=True)[0], rtol=1e-9, atol=1e-12)
+    assert familiar.shrunk(np.zeros((5, 3))).tolist() == np.zeros((3, 3)).tolist()
+
+
+def test_a_training_loads_no_scikit_learn(tmp_path):
+    """It takes longer to import than the tutorial's net takes for an epoch."""
+    program = f"""
+import sys
+import lamina
+run = lamina.train("digits", net="mlp", epochs=1, runs={str(tmp_path)!r}, quiet=True)
+assert run.predict("digits").unlike is not None
+assert not {{"sklearn", "scipy.stats", "scipy.optimize"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
