@@ -44,7 +44,9 @@ class Data:
     parts: dict[str, tuple[Encoded, np.ndarray | None]]
     split: splits.Split | None = None  # rows of the pooled table; None where parts are separate
     findings: list[findings.Finding] = field(default_factory=list)
-    more: tuple[Encoded, np.ndarray] | None = None  # to learn from in the place of "train": with examples that were told
+    more: tuple[Encoded, np.ndarray] | None = (
+        None  # to learn from in the place of "train": with examples that were told
+    )
 
     @property
     def aside(self) -> SetAside | None:
@@ -71,11 +73,9 @@ class Data:
 
     def called(self, numbers: np.ndarray) -> list[str]:
         """What a person calls some rows: their names, where the source has them, else their numbers."""
-        ids = [getattr(self.source, part).ids for part in PARTS if getattr(self.source, part) is not None]
-        if self.split is None or any(column is None for column in ids):
-            return [str(number) for number in numbers]
-        names = np.concatenate(ids)
-        return [str(names[number]) for number in numbers]
+        ids = _ids(self.source)
+        named = numbers if self.split is None or ids is None else ids[numbers]
+        return [str(name) for name in named]
 
     def truth(self, part: str) -> Tensor | None:
         """Encoded answers of a part, where they are columns."""
@@ -224,7 +224,9 @@ def choose_target(
     if asked is not None:
         return build("targets", asked, "TARGET"), "yours"
     if truth is None and loss is None:
-        return names.module("targets", "clusters").TARGET(), "there are no answers, so groups of like examples are sought"
+        return names.module(
+            "targets", "clusters"
+        ).TARGET(), "there are no answers, so groups of like examples are sought"
     if truth is None:
         raise DataError(f"{name} has no answers to learn from.", expected="(inputs, answers): give the labels too")
     loss = bare(loss)
@@ -322,7 +324,9 @@ def _inputs_alone(source: Source) -> Source:
         raise UsageError(f"Clusters are sought among columns, and you gave a {type(source.train.inputs).__name__}.",
                          fix="give arrays, a table, or files")  # fmt: skip
     parts = {part: getattr(source, part) for part in PARTS}
-    alone = {part: dataclasses.replace(given, truth=None, labels=None) for part, given in parts.items() if given is not None}
+    alone = {
+        part: dataclasses.replace(given, truth=None, labels=None) for part, given in parts.items() if given is not None
+    }
     return dataclasses.replace(source, **alone)
 
 
@@ -374,10 +378,14 @@ def _together(
         if truth.ndim == 2 and truth.shape[1] == len(source.target):
             named = named or list(source.target)
         truth, named = answer.take(truth, named)
-    called = [getattr(source, part).ids for part in PARTS if getattr(source, part) is not None]
-    ids = None if any(column is None for column in called) else np.concatenate(called)
-    examples = dataclasses.replace(source.train, inputs=inputs, truth=truth, ids=ids, groups=None, times=None)
+    examples = dataclasses.replace(source.train, inputs=inputs, truth=truth, ids=_ids(source), groups=None, times=None)
     return inputs, truth, given, Source(source.name, examples, target=source.target), named
+
+
+def _ids(source: Source) -> np.ndarray | None:
+    """What a person calls the examples of all parts, one part after the other; None where one of them has no names."""
+    called = [getattr(source, part).ids for part in PARTS if getattr(source, part) is not None]
+    return None if any(column is None for column in called) else np.concatenate(called)
 
 
 def examine(recipe: Recipe, source: Source) -> tuple[Domain, Target, dict[str, str], list[findings.Finding]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lamina import data, familiar, files, findings, weights
 from lamina.checks import labels
 from lamina.job import Job
+from lamina.splits import spread
 
 _SOME = 250  # examples at a time
 _UNKNOWN = 0.5  # share of an example that may always be unknown
@@ -31,12 +32,12 @@ def familiarise(job: Job) -> None:
     if not _is_plain(job):
         return
     encoded = loaded.parts["train"][0]
-    known = _spread(_rows(job, "train"), familiar.ROWS)
+    known = spread(_rows(job, "train"), familiar.ROWS)
     if "valid" in loaded.parts and len(_rows(job, "valid")) >= _ENOUGH:
         measured, others = loaded.parts["valid"][0], _rows(job, "valid")
     else:
         measured, others, known = encoded, known[::4], np.delete(known, np.s_[::4])
-    others = _spread(others, familiar.ROWS // 2)
+    others = spread(others, familiar.ROWS // 2)
     classes = None
     if loaded.target.name == "classes" and encoded.truth is not None:
         classes = encoded.truth[torch.from_numpy(known)].long().reshape(-1).numpy()
@@ -71,7 +72,7 @@ def doubt(job: Job) -> None:
     looked = 0
     for part in loaded.parts:
         encoded, rows = loaded.parts[part][0], _rows(job, part)
-        rows = _spread(rows, labels.MOST)
+        rows = spread(rows, labels.MOST)
         if encoded.truth is None or len(rows) <= labels.NEIGHBOURS:
             continue
         given = encoded.truth[torch.from_numpy(rows)].long().reshape(-1).numpy()
@@ -86,7 +87,7 @@ def doubt(job: Job) -> None:
         for place, better in zip(doubted.tolist(), other.tolist(), strict=True):
             margin = float(shares[place, better] - shares[place, given[place]])
             label, likelier = loaded.target.labels[given[place]], loaded.target.labels[better]
-            found.append((_called(job, int(rows[place]), part), label, likelier, margin))
+            found.append((f"{loaded.called(rows[[place]])[0]} ({part})", label, likelier, margin))
     told = labels.finding(found, looked)
     if told is not None:
         loaded.findings = findings.worst_first([*loaded.findings, told])
@@ -104,11 +105,6 @@ def _rows(job: Job, part: str) -> np.ndarray:
     return np.arange(len(encoded.inputs[0])) if rows is None else rows
 
 
-def _spread(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of some rows, spread evenly."""
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
-
-
 def _walk(job: Job, examples: data.Encoded, rows: np.ndarray) -> Any:
     """Inputs as the net takes them, batch by batch."""
     options: dict[str, Any] = {"shuffle": False, "batch_size": _SOME, "device": job.device}
@@ -123,16 +119,3 @@ def _embedding(job: Job, examples: data.Encoded, rows: np.ndarray, layer: str, d
         _, seen = familiar.watch(job.net, inputs, [layer])
         found.append(familiar.summary(seen[layer], dim).cpu())
     return torch.cat(found)
-
-
-def _called(job: Job, row: int, part: str) -> str:
-    """What a person calls an example: of the table of all parts, one after the other."""
-    source, place = job.data.source, row
-    for name in data.PARTS:
-        examples = getattr(source, name)
-        if examples is None:
-            continue
-        if place < (examples.count or 0):
-            return f"{row if examples.ids is None else examples.ids[place]} ({part})"
-        place -= examples.count or 0
-    return f"{row} ({part})"

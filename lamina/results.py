@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lamina import baselines, data, devices, evaluate, files, inspection, mapped, names, weights
+from lamina import baselines, data, devices, evaluate, files, inspection, mapped, names, splits, weights
 from lamina import job as jobs
 from lamina import recipe as recipes
 from lamina import run as runs_
@@ -163,7 +163,7 @@ def _simple_models(job: Job, facts: dict[str, Any]) -> list[dict[str, Any]]:
     large = [column for column in encoded.inputs if mapped.is_mapped(column)]
     if large:  # simple models take no more than fits into memory, and need no more
         most = max(1000, (job.recipe.memory_bytes or 64 << 20) // max(1, sum(column[0].nbytes for column in large)))
-        some = np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)
+        some = splits.spread(np.arange(len(rows)), most)
         rows, truth = rows[some], truth[some]
 
     def plain(model: str) -> tuple[Any, Any] | None:
@@ -187,7 +187,7 @@ def _raw_clusters(job: Job, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """As many clusters of the inputs as they are, by k-means: each in the space it was sought in."""
     began, loaded, (encoded, rows) = time.perf_counter(), job.data, job.data.parts["train"]
     assert rows is not None  # clusters are sought among columns
-    some = rows[np.linspace(0, len(rows) - 1, min(len(rows), kmeans.ROWS)).astype(int)]
+    some = splits.spread(rows, kmeans.ROWS)
     table = loaded.domain.plain(encoded.inputs, some, "kmeans")
     if table is None:
         return []

@@ -119,6 +119,11 @@ def split(
     return _of(parts, words + reason)
 
 
+def spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of some rows (n,), spread evenly over them; all where there are no more."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
+
+
 def to_csv(split: Split) -> str:
     """The text of splits.csv: `row,split`, a line a row."""
     return "".join(csv(split))

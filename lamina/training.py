@@ -314,11 +314,7 @@ def _picture(domain: Any, opened: sources_.Source) -> tuple[int, int, int] | Non
     """(channels, height, width) where the inputs are pictures in memory."""
     if domain.name != "image" or not isinstance(opened.train.inputs, tuple):
         return None
-    shape = np.shape(opened.train.inputs[0])
-    way = image.layout(shape)
-    if way is None:  # encode() will say so
-        return None
-    return {"NHW": (1, *shape[1:]), "NCHW": shape[1:], "NHWC": (shape[-1], *shape[1:3])}[way]
+    return image.shape_of(np.shape(opened.train.inputs[0]))  # None: encode() will say why
 
 
 def _start(
@@ -337,7 +333,9 @@ def _start(
             net=wanted.net or domain.default_net,
             examples=count,
             pictures=_picture(domain, taken),
-            opinions={} if own_net else {
+            opinions={}
+            if own_net
+            else {
                 **domain.opinions(taken.train, target, wanted),
                 **target.opinions(domain.name, taken.train, wanted),
             },

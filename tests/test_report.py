@@ -198,7 +198,9 @@ def test_names_are_shown_as_they_are():
 
 
 def test_a_mistake_in_a_file_is_called_by_the_end_of_its_name():
-    rows = [{"id": name, "truth": "a", "prediction": "b", "confidence": 0.9} for name in ("x.png", "photographs/of/a/1.jpg")]
+    rows = [
+        {"id": name, "truth": "a", "prediction": "b", "confidence": 0.9} for name in ("x.png", "photographs/of/a/1.jpg")
+    ]
     (axis,) = figures.mistakes(np.zeros((2, 1, 8, 8)), rows).axes
     assert [text.get_text() for text in axis.texts][2::3] == ["x.png", "…raphs/of/a/1.jpg"]
 

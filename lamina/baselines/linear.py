@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamina import keyed, optimizers
+from lamina import optimizers
+from lamina.baselines import limits
 from lamina.targets import base
 
 # For each second allowed. A common core needs a fifth of it.
@@ -31,23 +32,11 @@ SIGNAL = 10.0  # prior variance of a linear model's output over that of its nois
 
 def why_not(task: str, x_train: Any, y_train: np.ndarray, x_test: Any) -> str:
     """Why it cannot be fitted, for people; or nothing."""
-    x_train = np.asarray(x_train)
-    if x_train.dtype.kind not in "biuf":
-        return f"the inputs are {x_train.dtype}, not numbers"
-    if x_train.size == 0 or len(x_test) == 0:
-        return "no columns to learn from" if x_train.size == 0 else "no held-out examples"
-    if task == "classes" and len(np.unique(y_train)) < 2:
-        return "all training examples are of one class"
-    outputs = _outputs(task, y_train)
+    outputs = limits.outputs(task, y_train)
     many = task != "numbers" and outputs > CLASSES_MOST
-    return f"{outputs} {task} are more than {CLASSES_MOST}" if many else ""
-
-
-def _outputs(task: str, y_train: np.ndarray) -> int:
-    if task != "classes":
-        return int(np.prod(y_train.shape[1:]))
-    classes = len(np.unique(y_train))
-    return classes if classes > 2 else 1
+    return limits.why_not(task, x_train, y_train, x_test) or (
+        f"{outputs} {task} are more than {CLASSES_MOST}" if many else ""
+    )
 
 
 def fit_predict(
@@ -55,18 +44,14 @@ def fit_predict(
 ) -> tuple[np.ndarray, int, str]:
     """Fit on as many rows as the limit allows -> (probabilities or numbers, rows, what was left out)."""
     x_train, x_test = np.asarray(x_train).reshape(len(x_train), -1), np.asarray(x_test).reshape(len(x_test), -1)
-    (n, width), outputs = x_train.shape, _outputs(task, y_train)
+    (n, width), outputs = x_train.shape, limits.outputs(task, y_train)
     effort = outputs if task != "numbers" else max(1, width // 100)  # the normal equations cost rows x columns squared
     cells = int(seconds * min(CELLS, WORK / effort))
     columns, rows = np.arange(width), np.arange(n)
     if n * width > cells and width > COLUMNS:
         columns = np.linspace(0, width - 1, min(width, max(COLUMNS, cells // n))).astype(int)
     if n * len(columns) > cells:
-        order = np.random.default_rng(keyed.number(seed, "baseline")).permutation(n)
-        rows = order[: max(1, cells // len(columns))]
-        if task == "classes":  # no class is left out
-            rows = np.append(rows, order[np.unique(y_train[order], return_index=True)[1]])
-        rows = np.unique(rows)
+        rows = limits.drawn(task, y_train, cells // len(columns), seed)
     rounds = int(np.clip(seconds * WORK * ROUNDS[0] / (len(rows) * len(columns) * outputs), *ROUNDS))
 
     inputs, standardise = _standardised(x_train[rows] if len(columns) == width else x_train[np.ix_(rows, columns)])

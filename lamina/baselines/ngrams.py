@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lamina import keyed
+from lamina.baselines import limits
 from lamina.targets import base
 
 NUMBERS = (
@@ -47,11 +47,7 @@ def fit_predict(
     n, outputs = x_train.shape[0], _outputs(task, y_train)
     share = seconds * NUMBERS / max(1, x_train.nnz * max(1, outputs - (task == "classes" and outputs == 2)))
     if share < 1:
-        order = np.random.default_rng(keyed.number(seed, "baseline")).permutation(n)
-        rows = order[: max(1, int(n * share))]
-        if task == "classes":  # no class is left out
-            rows = np.append(rows, order[np.unique(y_train[order], return_index=True)[1]])
-        rows = np.unique(rows)
+        rows = limits.drawn(task, y_train, int(n * share), seed)
         x_train, y_train = x_train[rows], y_train[rows]
     used = x_train.shape[0]
     note = f"learned from {used:,} of {n:,} rows" if used < n else ""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lamina import keyed
+from lamina.baselines import limits
 from lamina.targets import base
 
 # For each second allowed. A core of the usual kind needs about that long.
@@ -24,22 +25,10 @@ CLASSES_MOST = 100
 
 def why_not(task: str, x_train: Any, y_train: np.ndarray, x_test: Any) -> str:
     """Why they cannot be fitted, for people; or nothing."""
-    x_train = np.asarray(x_train)
-    if x_train.dtype.kind not in "biuf":
-        return f"the inputs are {x_train.dtype}, not numbers"
-    if x_train.size == 0 or len(x_test) == 0:
-        return "no columns to learn from" if x_train.size == 0 else "no held-out examples"
-    if task == "classes" and len(np.unique(y_train)) < 2:
-        return "all training examples are of one class"
-    outputs = _outputs(task, y_train)
-    return f"{outputs} {task} are more than {CLASSES_MOST}" if outputs > CLASSES_MOST else ""
-
-
-def _outputs(task: str, y_train: np.ndarray) -> int:
-    if task != "classes":
-        return int(np.prod(y_train.shape[1:]))
-    classes = len(np.unique(y_train))
-    return classes if classes > 2 else 1
+    outputs = limits.outputs(task, y_train)
+    return limits.why_not(task, x_train, y_train, x_test) or (
+        f"{outputs} {task} are more than {CLASSES_MOST}" if outputs > CLASSES_MOST else ""
+    )
 
 
 def fit_predict(
@@ -49,15 +38,9 @@ def fit_predict(
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     x_train, x_test = (np.asarray(x).reshape(len(x), -1) for x in (x_train, x_test))
-    (n, width), outputs = x_train.shape, _outputs(task, y_train)
+    (n, width), outputs = x_train.shape, limits.outputs(task, y_train)
     most = int(seconds * min(CELLS, WORK / (TREES * outputs)) / width)
-    rows = np.arange(n)
-    if n > most:
-        order = np.random.default_rng(keyed.number(seed, "baseline")).permutation(n)
-        rows = order[: max(1, most)]
-        if task == "classes":  # no class is left out
-            rows = np.append(rows, order[np.unique(y_train[order], return_index=True)[1]])
-        rows = np.unique(rows)
+    rows = limits.drawn(task, y_train, most, seed) if n > most else np.arange(n)
     x, y, number = x_train[rows], y_train[rows], keyed.number(seed, "trees") % 2**32
 
     if task == "numbers":

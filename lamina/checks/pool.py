@@ -18,7 +18,7 @@ from lamina import mapped
 from lamina.errors import printable
 from lamina.findings import Finding
 from lamina.sources import Examples, Source
-from lamina.splits import PARTS, Split
+from lamina.splits import PARTS, Split, spread
 
 MOST_BYTES = 1 << 29  # of inputs that are looked at whole: about 2 s of one core
 TINY = 100  # examples
@@ -71,8 +71,7 @@ class Pool:
 
     def some(self, most: int, rows: np.ndarray | None = None) -> np.ndarray:
         """At most `most` rows (of all, or of some), spread evenly."""
-        every = np.arange(len(self.part)) if rows is None else rows
-        return every if len(every) <= most else every[np.linspace(0, len(every) - 1, most).astype(np.int64)]
+        return spread(np.arange(len(self.part)) if rows is None else rows, most)
 
 
 def pool(source: Source, split: Split | None = None) -> Pool:

@@ -27,6 +27,7 @@ from lamina.errors import DataError, UsageError
 from lamina.findings import Finding
 from lamina.recipe import Recipe
 from lamina.sources import Examples, Source
+from lamina.splits import spread
 from lamina.targets.base import Target
 
 KEPT_IN = "trunk"  # the folder in a run with the trunk's configuration and tokenizer
@@ -319,7 +320,7 @@ def _sparse(numbers: np.ndarray) -> Any:
 
 def _mixture(numbers: np.ndarray, words: Any, shares: np.ndarray) -> tuple[float, float]:
     """(factor of the regression, factor of naive Bayes) that make held-out answers likeliest, over FOLDS folds."""
-    rows = np.linspace(0, len(shares) - 1, min(len(shares), TRIED)).astype(int)
+    rows = spread(np.arange(len(shares)), TRIED)
     truth = shares[rows].argmax(1)
     smallest = np.bincount(truth)[np.unique(truth)].min()
     if smallest < 2:

@@ -504,7 +504,7 @@ def _titles(examples: Examples) -> list[str]:
 
 def _warn(findings: Sequence[Finding]) -> None:
     for finding in findings:
-        warnings.warn(f"{finding.what} {finding.done[:1].upper()}{finding.done[1:]}.", stacklevel=4)
+        warnings.warn(finding.told()[1], stacklevel=4)
 
 
 def _alone(values: int, count: int, kind: str) -> tuple[str, str]:

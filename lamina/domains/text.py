@@ -31,6 +31,7 @@ from lamina.nets.textnet import SIZES, TextNet
 from lamina.recipe import Recipe
 from lamina.sources import Columns, Examples, Source
 from lamina.sources import open as open_source
+from lamina.splits import spread
 from lamina.targets.base import Target
 
 LEARNED = 30_000  # texts that the vocabulary is made from
@@ -141,7 +142,7 @@ class Text(Domain):
         if self.most < 1:
             raise UsageError(f"most is {self.most}.", expected="1 or more words of a text")
         column = inputs[0] if isinstance(inputs, tuple) else inputs
-        some = rows[np.linspace(0, len(rows) - 1, min(len(rows), LEARNED)).astype(int)]
+        some = spread(rows, LEARNED)
         texts = _texts(np.asarray(column, object)[some])
         found, pieces = grams.learn(texts, self.most, words_most=GRAMS, pieces_most=GRAMS)
         self.words, self.pieces = "\n".join(found), "\n".join(pieces)
@@ -234,7 +235,7 @@ class Text(Domain):
     def begin(self, net: nn.Module, examples: Encoded, rows: np.ndarray, target: Target) -> None:
         if not isinstance(net, TextNet):
             return
-        some = torch.from_numpy(rows[np.linspace(0, len(rows) - 1, min(len(rows), STARTED)).astype(int)])
+        some = torch.from_numpy(spread(rows, STARTED))
         words, pieces, tokens = (mapped.take(column, some) for column in examples.inputs)
         truth = None if examples.truth is None or target.name not in COUNTED else examples.truth[some]
         loss = target.loss()

@@ -26,7 +26,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from lamina import archives
+from lamina import archives, files
 from lamina.errors import DataError, LaminaError, UsageError
 from lamina.sources import Columns, Source, near_misses, no_columns
 from lamina.sources.delimited import Reading, decoded, dialect
@@ -182,11 +182,11 @@ def _is_table(path: Path, head: bytes) -> bool:
 
 def _archive(path: Path, name: str, columns: Columns, asked: Reading) -> Source:
     folder = unpacked(path)
-    files = [place for place in sorted(folder.iterdir()) if not place.name.startswith((".", "__MACOSX"))]
-    if not files:
+    inside = [place for place in sorted(folder.iterdir()) if not place.name.startswith((".", "__MACOSX"))]
+    if not inside:
         raise DataError(f"{name} is an empty archive.", expected="pictures, texts or tables")
-    if len(files) == 1 and files[0].is_file():
-        return one(files[0], f"{name}/{files[0].name}", columns, asked)
+    if len(inside) == 1 and inside[0].is_file():
+        return one(inside[0], f"{name}/{inside[0].name}", columns, asked)
     from lamina.sources import folders
 
     opened = folders.read(folder, name, columns, asked)
@@ -198,7 +198,7 @@ def unpacked(path: Path) -> Path:
     facts = path.stat()
     whole = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:12]
     state = hashlib.sha256(f"{facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()[:12]
-    cache = _cache()
+    cache = files.cache("archives")
     if cache is None:
         key = f"{whole}-{state}"
         if key not in _once:
@@ -218,13 +218,3 @@ def unpacked(path: Path) -> Path:
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
     return folder
-
-
-def _cache() -> Path | None:
-    """Where archives are unpacked; None where nothing is to be kept."""
-    asked = os.environ.get("LAMINA_CACHE")
-    if asked == "off":
-        return None
-    if asked:
-        return Path(asked).expanduser() / "archives"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lamina" / "archives"

@@ -36,7 +36,7 @@ class Answers:
         def cut(part: np.ndarray | None) -> Any:
             return None if part is None else part[rows]
 
-        return Answers(*(cut(getattr(self, part.name)) for part in dataclasses.fields(self)))
+        return type(self)(*(cut(getattr(self, part.name)) for part in dataclasses.fields(self)))
 
 
 @dataclass(frozen=True)

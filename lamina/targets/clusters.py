@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,10 +48,6 @@ class Groups(Answers):
     again: np.ndarray | None = None  # (N, AGAIN) the cluster in each resample's clustering
     silhouette: np.ndarray | None = None  # (N,) how much nearer the own centre is than the next: -1 to 1
     distance: np.ndarray | None = None  # (N,) to the own centre
-
-    def __getitem__(self, rows: Any) -> Groups:
-        cut = {part.name: value[rows] for part in fields(self) if (value := getattr(self, part.name)) is not None}
-        return Groups(**cut)
 
 
 @dataclass

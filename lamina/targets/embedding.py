@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +32,7 @@ from lamina.errors import RunError, UsageError
 from lamina.keyed import number
 from lamina.recipe import Recipe
 from lamina.sources import Examples
+from lamina.splits import spread
 from lamina.targets.base import Answers, Measure, Target
 from lamina.targets.classes import Classes
 
@@ -54,10 +55,6 @@ class Matches(Answers):
     known: np.ndarray | None = None  # (N,) bool, whether that is near enough
     nearest: np.ndarray | None = None  # (N, M) text, the nearest examples of the gallery
     row: np.ndarray | None = None  # (N,) which example: one that was drawn twice is no pair with itself
-
-    def __getitem__(self, rows: Any) -> Matches:
-        cut = {part.name: value[rows] for part in fields(self) if (value := getattr(self, part.name)) is not None}
-        return Matches(**cut)
 
 
 @dataclass
@@ -88,7 +85,7 @@ def bounded(embeddings: Tensor, people: np.ndarray, names: np.ndarray, left_out:
         return Gallery(embeddings, people.astype(str), names.astype(str), left_out)
     _, who, counts = np.unique(people, return_inverse=True, return_counts=True)
     most = max(1, EXAMPLES_MOST // len(counts))
-    taken = [rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
+    taken = [spread(rows, most)
              for rows in np.split(np.argsort(who, kind="stable"), np.cumsum(counts)[:-1])]  # fmt: skip
     rows = np.sort(np.concatenate(taken))
     left = left_out + len(people) - len(rows)
@@ -369,7 +366,7 @@ def pairs(embeddings: np.ndarray, people: np.ndarray, row: np.ndarray) -> tuple[
     """(cosines, whether it is one person) of all pairs of examples (N, D). Of more than PAIRED_MOST examples, evenly
     taken ones; one row twice is no pair."""
     if len(row) > PAIRED_MOST:
-        some = np.linspace(0, len(row) - 1, PAIRED_MOST).astype(int)
+        some = spread(np.arange(len(row)), PAIRED_MOST)
         embeddings, people, row = embeddings[some], people[some], row[some]
     one, other = np.triu_indices(len(row), 1)
     apart = row[one] != row[other]
