@@ -33,11 +33,13 @@ from lamina.domains.arrays import (
 from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, Unusable, UsageError, near, rows
 from lamina.findings import Finding
-from lamina.nets import resnet
+from lamina.keyed import Key
+from lamina.nets import hog, resnet
 from lamina.recipe import Recipe
 from lamina.sources import Examples, Source, describe
 from lamina.sources import open as open_source
 from lamina.targets.base import Target
+from lamina.targets.embedding import Embedding
 from lamina.views import Change
 
 CHANNELS = (1, 3, 4)
@@ -45,6 +47,8 @@ RESNET = 32  # pixels a side from which on a residual net is worth its time
 CORE = 5e10  # floating-point operations a second that a core learns by, about
 PASSES = 60  # over 405 pictures, a net should have time for; over more pictures fewer, as their square root
 MANY = 3_000  # pictures
+VIEWED = 2_000  # pictures from which is learned how far those of one person differ
+VIEWS = 8  # of each, moved and turned a little
 THUMBNAIL = 16  # pixels a side of what simple models learn from
 _SHOWN = 10  # files a finding lists
 
@@ -302,13 +306,28 @@ class Image(Domain):
         return (table,)
 
     def begin(self, net: nn.Module, examples: Encoded, rows: np.ndarray, target: Target) -> None:
-        """The first filters of a residual net, from some of the training pictures."""
-        if isinstance(net, resnet.ResNet) and isinstance(examples.inputs, tuple):
-            column = examples.inputs[0]
+        """From some of the training pictures the first filters of a residual net, or how far a person's pictures differ."""
+        if not isinstance(examples.inputs, tuple):
+            return
+        column = examples.inputs[0]
+        device = next(net.parameters()).device
+        prepare = self.prepare().to(device)
+        if isinstance(net, resnet.ResNet):
             most = max(1, 4 * resnet.SEEN // (column.shape[2] * column.shape[3]))
-            some = torch.from_numpy(rows[:: max(1, len(rows) // most)])
-            device = next(net.parameters()).device
-            net.begin(self.prepare().to(device)(mapped.take(column, some).to(device)))
+            net.begin(prepare(mapped.take(column, _some(rows, most)).to(device)))
+        elif isinstance(net, hog.HOGNet) and isinstance(target, Embedding) and examples.truth is not None:
+            some = _some(rows, VIEWED)
+            plain = prepare(mapped.take(column, some).to(device))
+            who = examples.truth[some].to(device)
+            views = [plain, plain.flip(3)] if net.mirrored else [plain]
+            for number in range(VIEWS):
+                key = Key(number, 0, some.to(device))
+                views.append(
+                    augment.affine(
+                        views[number % len(views[:2])], key, degrees=6, scale=0.07, share=0.05, fill=float(plain.mean())
+                    )
+                )
+            net.begin(views, who, target.centres(plain))
 
     def prepare(self) -> nn.Module:
         unit = 255.0 if self.bytes else 1.0
@@ -397,6 +416,10 @@ class Image(Domain):
     @classmethod
     def tiny(cls) -> Any:
         return "digits"
+
+
+def _some(rows: np.ndarray, most: int) -> Tensor:
+    return torch.from_numpy(rows[:: max(1, -(-len(rows) // most))])
 
 
 def _of_middle_greys(column: Any) -> bool:
