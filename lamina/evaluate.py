@@ -237,8 +237,13 @@ def compare(
         for answers in (answers_a, answers_b)
     )
 
+    shares = a is not None and b is not None and groups is None and a.shares and b.shares
     if a is not None and b is not None:
-        drawn = [a(weights) - b(weights) for weights in _resamples(units.count, a.width, generator)]
+        if shares:  # each example adds -1, 0 or 1: how many of each a resample has is multinomial
+            found, counts = np.unique(a.rows[:, 0] - b.rows[:, 0], return_counts=True)
+            drawn = [generator.multinomial(n, counts / n, RESAMPLES) @ found / n]
+        else:
+            drawn = [a(weights) - b(weights) for weights in _resamples(units.count, a.width, generator)]
         left_a, left_b = a.left_out(), b.left_out()
         left = left_a - left_b if left_a is not None and left_b is not None else None
         interval = _interval(difference, np.concatenate(drawn), left, level)
@@ -248,7 +253,7 @@ def compare(
         )
         interval = _interval(difference, draws, None, level)
 
-    if a is not None and b is not None and groups is None and a.shares and b.shares:
+    if a is not None and b is not None and shares:
         test, p = "McNemar, exact", _mcnemar(a.rows[:, 0], b.rows[:, 0])
     else:
         test, p = "paired permutation", _permutation(measure, truth, answers_a, answers_b, a, b, units, generator)

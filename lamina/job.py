@@ -47,6 +47,8 @@ from lamina.state import TrainState
 from lamina.watchers.screen import Screen
 
 _YOUNG = 1000  # steps
+_LOOKED_AT = 26_000  # training examples that are asked once more at the end, at most
+_SLOWER = 0.02  # share of a budget for steps that are slower later than when they were timed
 
 
 @dataclass
@@ -518,8 +520,11 @@ def plan_budget(job: Job) -> None:
     recipe.learning_rate = rate
     steps = -(-length // (recipe.accumulate or 1))
     budget = recipe.budget or 0.0
-    after = 2 * valid + min(3.0 + (4.0 if recipe.baselines else 0.0), 0.4 * budget)  # evaluation, figures, report
-    left = budget - (time.monotonic() - job.began) - after
+    sizes = {part: job.data.size(part) or 0 for part in ("train", "valid", "test")}
+    seen = sizes["valid"] + sizes["test"] + min(sizes["train"], _LOOKED_AT)
+    looking = valid * seen / sizes["valid"] if sizes["valid"] else 0.0
+    after = looking + min(3.0 + (4.0 if recipe.baselines else 0.0), 0.4 * budget)  # scores, figures, report
+    left = (1 - _SLOWER) * (budget - (time.monotonic() - job.began) - after)
     # Whole epochs, where some were seen, hold what is no step: workers that start, acting.
     epoch = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else step * steps
     epochs = left / (epoch + valid)

@@ -266,6 +266,20 @@ def test_distances_of_distributions_are_those_of_scipy():
     assert drift._numbers(before, after)[1] == pytest.approx(ks_2samp(before, after, method="asymp").pvalue, abs=0.02)
 
 
+@pytest.mark.parametrize("words", [2, 3, 9])
+def test_the_distance_of_words_has_the_p_value_of_scipy(words):
+    from scipy.stats import chi2_contingency
+
+    from lamina.checks import drift
+
+    before, after = RNG.integers(0, words, 300), np.minimum(RNG.integers(0, words + 1, 200), words - 1)
+    counts = np.stack([np.bincount(side, minlength=words) for side in (before, after)])
+    distance, chance = drift._words(before, after)
+    assert distance == pytest.approx(np.abs(counts[0] / 300 - counts[1] / 200).sum() / 2)
+    assert chance == pytest.approx(chi2_contingency(counts)[1])
+    assert drift._words(before * 0, after * 0) == (0.0, 1.0)
+
+
 def test_copies_of_tables_with_gaps_stay_in_one_part():
     given = sound()
     for column in given.values():

@@ -23,7 +23,7 @@ def test_a_fitted_net_takes_its_shape_and_gives_its_width(shape, size):
     assert net(torch.randn(2, *shape)).shape == (2, 7)
 
 
-@pytest.mark.parametrize(("side", "left"), [(32, 4), (64, 4), (96, 6), (128, 4), (224, 7)])
+@pytest.mark.parametrize(("side", "left"), [(32, 3), (64, 4), (96, 6), (128, 4), (224, 7)])
 def test_the_last_stage_sees_a_few_places(side, left):
     net = ResNet.fitted((3, side, side), 7)
     assert net.stages(net.stem(torch.randn(1, 3, side, side))).shape[2:] == (left, left)
@@ -71,6 +71,28 @@ def test_a_block_begins_as_the_identity_and_is_the_formula():
     y = F.relu(normalised(F.conv2d(x, block.first[0].weight, padding=1), block.first[1]))
     y = normalised(F.conv2d(y, block.second[0].weight, padding=1), block.second[1])
     torch.testing.assert_close(block(x), F.relu(x + y))
+
+
+def test_the_net_of_small_pictures_begins_by_passing_on_what_it_takes():
+    """Of its first channels: what a stage takes, the greatest of four places; then the same once more."""
+    net, x = ResNet.fitted((3, 32, 32), 4).eval(), torch.rand(2, 3, 32, 32)
+    seen = net.stem(x)
+    assert seen.shape == (2, 24, 31, 31)
+    torch.testing.assert_close(
+        net.stages(seen)[:, :24], F.max_pool2d(F.max_pool2d(F.max_pool2d(seen, 2), 2), 2), rtol=1e-3, atol=0
+    )
+    torch.testing.assert_close(net(x), net.head(net.stages(seen).amax((2, 3))))
+
+
+def test_the_first_filters_of_small_pictures_find_what_is_uncorrelated():
+    smooth = F.avg_pool2d(torch.randn(40, 3, 40, 40, generator=torch.Generator().manual_seed(0)), 5, stride=1)
+    net = ResNet.fitted((3, 36, 36), 2)
+    net.begin(smooth / smooth.std())
+    found = (F.conv2d(smooth / smooth.std(), net.stem[0].weight)).transpose(0, 1).flatten(1)
+    assert torch.equal(found[:12], -found[12:]) and not net.stem[0].bias.any()
+    shared = torch.cov(found[:12])
+    assert (shared - torch.diag(shared.diagonal())).abs().max() < 0.02
+    assert (shared.diagonal() > 0.7).all() and (shared.diagonal() < 1.05).all()
 
 
 def test_its_first_filters_find_what_is_uncorrelated():

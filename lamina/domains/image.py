@@ -44,8 +44,8 @@ from lamina.views import Change
 
 CHANNELS = (1, 3, 4)
 RESNET = 32  # pixels a side from which on a residual net is worth its time
-CORE = 5e10  # floating-point operations a second that a core learns by, about
-PASSES = 60  # over 405 pictures, a net should have time for; over more pictures fewer, as their square root
+CORE = 8e10  # floating-point operations a second that a core learns by, about
+PASSES = 90  # over 405 pictures, a net should have time for; over more pictures fewer, as their square root
 MANY = 3_000  # pictures
 VIEWED = 2_000  # pictures from which is learned how far those of one person differ
 VIEWS = 8  # of each, moved and turned a little
@@ -168,7 +168,7 @@ class Image(Domain):
         classes = target.name == "classes"
 
         # As much work as the time allows; of the nets that see every picture often enough in it, the largest.
-        seconds = 0.85 * asked.budget if asked.budget else 270 * max(1.0, count / 3000) ** 0.4
+        seconds = 0.85 * asked.budget if asked.budget else 170 * max(1.0, count / 3000) ** 0.4
         power = CORE * cores() if asked.budget else 2 * CORE
         passes = max(7.0, PASSES * math.sqrt(405 / max(405, count)))
         size: str = asked.size or "small"
@@ -218,7 +218,7 @@ class Image(Domain):
             return plain, "no mirror: black on white, or white on black, as writing is"
         light = "brightness=0.2,contrast=0.2" + (",saturation=0.3" if shape[0] == 3 else "")
         if side < 48 and len(examples.inputs[0]) >= MANY:
-            return f"crop={max(1, side // 8)},flip", "photographs: mirrored and moved"
+            return f"crop={max(1, side // 16)},flip", "photographs: mirrored and moved"
         return f"zoom=0.6,flip,{light}", "photographs: a part of each, mirrored, in another light"
 
     def fit(self, inputs: Any, rows: np.ndarray) -> None:
