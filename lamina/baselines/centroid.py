@@ -44,7 +44,7 @@ def fit_predict(
         part = _numbers(x_train[at : at + step])
         own = np.eye(len(labels), dtype=np.float32)[codes[at : at + step]]  # (n, K)
         means += own.T @ part
-        squares += float(np.square(part, dtype=np.float64).sum())
+        squares += float(np.einsum("nf,nf->n", part, part).sum(dtype=np.float64))
     means /= counts[:, None]
     spread = max((squares - float((counts[:, None] * np.square(means)).sum())) / len(x_train), np.finfo(float).tiny)
     table = np.zeros((len(x_test), len(known)))

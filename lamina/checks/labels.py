@@ -22,7 +22,7 @@ from lamina.findings import Finding
 
 LEAST = 0.1  # probability of a label below which it is suspected
 NEIGHBOURS = 20
-MOST = 10_000  # training examples that are compared with each other
+MOST = 6_000  # training examples that are compared with each other
 LISTED = 200
 MANY = 0.01  # of all that were looked at: above it the finding is a warning
 

@@ -4,8 +4,9 @@ In: a `Pool` of pictures (uint8, in memory) or texts, and the rows to compare. O
 earlier one. Candidates are found by hashing and every one is then compared in full, so that what is told is near and what is
 near is missed now and then.
 
-Pictures: grey thumbnails of 32x32 numbers, mean and size taken out; the bits of a hash are the signs of their products with
-random directions (Charikar, 2002). Near is a correlation of thumbnails above `ALIKE`, where they have detail enough.
+Pictures: grey thumbnails, mean and size taken out; the bits of a hash are the signs of the products of coarse ones with
+random directions (Charikar, 2002). What is alike in these is looked at in finer ones, at last of 32x32: near is a
+correlation above `ALIKE`.
 Texts: letters in runs of `SHINGLE`, and of their hashes the least of each of some functions (Broder, 1997). Near is a share of
 common runs above `SHARED`.
 """
@@ -27,7 +28,8 @@ SMALLEST = 16  # pixels of a side: smaller pictures are alike by chance
 LETTERS = 40  # a text has at least, to be compared
 _CUT = 1500  # letters of a text that are looked at
 _SIDE = 32  # of a thumbnail, at most
-_TABLES, _BITS = 6, 18
+_STEPS = ((8, 0.985), (16, 0.988), (_SIDE, ALIKE))  # sides of thumbnails, and what their correlation is above
+_TABLES, _BITS = 5, 20
 _BANDS, _ROWS = 6, 3  # of least hashes: 98 of 100 pairs that share 0.8 are equal in all rows of a band
 _BUCKET = 200  # rows of the same hash that each is compared with
 
@@ -50,22 +52,32 @@ def pairs(table: Pool, rows: np.ndarray) -> np.ndarray:
 
 
 def _pictures(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    vectors = thumbnails(column, rows)
-    rough = np.einsum("nf,nf->n", vectors, vectors) > 0.5  # of one colour: no direction
-    centre = vectors - vectors.mean(0)
+    small = thumbnails(column, rows, _STEPS[0][0])
+    centre = small - small.mean(0)
     rng = np.random.default_rng(0)
     found = []
     for _ in range(_TABLES):
-        products = centre @ rng.standard_normal((vectors.shape[1], _BITS), dtype=np.float32)
-        signs = products > np.median(products, axis=0)
-        found.append(_candidates(signs @ (1 << np.arange(_BITS))))
-    each = _distinct(found)
-    kept = []
-    for start in range(0, len(each), 1 << 16):
-        some = each[start : start + (1 << 16)]
-        alike = np.einsum("nf,nf->n", vectors[some[:, 0]], vectors[some[:, 1]])
-        kept.append(some[(alike > ALIKE) & rough[some[:, 0]] & rough[some[:, 1]]])
-    return np.concatenate(kept) if kept else np.zeros((0, 2), np.int64)
+        products = centre @ rng.standard_normal((small.shape[1], _BITS), dtype=np.float32)
+        pairs = _candidates(
+            (products > np.median(products[:: 1 + len(products) // 4000], axis=0)) @ (1 << np.arange(_BITS))
+        )
+        found.append(pairs[_alike(small, pairs, _STEPS[0][1])])
+    pairs = _distinct(found)
+    for side, least in _STEPS[1:]:
+        near = []
+        for start in range(0, len(pairs), 1 << 18):
+            some, places = np.unique(pairs[start : start + (1 << 18)], return_inverse=True)
+            near.append(_alike(thumbnails(column, rows[some], side), places.reshape(-1, 2), least))
+        pairs = pairs[np.concatenate(near)] if near else pairs
+    return pairs
+
+
+def _alike(vectors: np.ndarray, pairs: np.ndarray, most: float) -> np.ndarray:
+    """(M,) whether the product of the vectors of two places (M, 2) is above `most`."""
+    return np.concatenate([
+        np.einsum("nf,nf->n", vectors[some[:, 0]], vectors[some[:, 1]]) > most
+        for some in np.split(pairs, range(1 << 15, len(pairs), 1 << 15))
+    ])  # fmt: skip
 
 
 def _are_pictures(table: Pool) -> bool:
@@ -75,25 +87,26 @@ def _are_pictures(table: Pool) -> bool:
     return sorted(column.shape[1:])[-2] >= SMALLEST
 
 
-def thumbnails(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Pictures (N, H, W), (N, C, H, W) or (N, H, W, C) -> float32 (n, F): grey, at most 32x32, of mean 0 and length 1 (of
-    length 0 where there is one colour only)."""
+def thumbnails(column: np.ndarray, rows: np.ndarray, side: int = _SIDE) -> np.ndarray:
+    """Pictures (N, H, W), (N, C, H, W) or (N, H, W, C) -> float32 (n, F): grey, of at most `side` a side, of mean 0 and
+    length 1 (of length 0 where there is one colour only)."""
     import torch
     from torch.nn.functional import adaptive_avg_pool2d
 
-    found = []
+    found = None
     for start in range(0, len(rows), 512):
         some = torch.from_numpy(np.ascontiguousarray(column[rows[start : start + 512]]))
         if some.ndim == 4:
             some = (some if some.shape[1] in (1, 3, 4) else some.permute(0, 3, 1, 2)).float()
             weights = torch.tensor([0.299, 0.587, 0.114]) if some.shape[1] > 1 else torch.ones(1)  # as JPEG has it
             some = torch.einsum("nchw,c->nhw", some[:, : len(weights)], weights)
-        found.append(adaptive_avg_pool2d(some.float()[:, None], min(_SIDE, *some.shape[1:])).flatten(1))
-    flat = torch.cat(found)
-    flat = flat - flat.mean(1, keepdim=True)
-    length = flat.norm(dim=1, keepdim=True)
-    flat = torch.where(length > flat.shape[1] ** 0.5, flat / length.clamp(min=1e-6), torch.zeros(()))
-    return flat.numpy()  # type: ignore[no-any-return]
+        flat = adaptive_avg_pool2d(some.float()[:, None], min(side, *some.shape[1:])).flatten(1)
+        flat = flat - flat.mean(1, keepdim=True)
+        length = flat.norm(dim=1, keepdim=True)
+        flat = torch.where(length > flat.shape[1] ** 0.5, flat / length.clamp(min=1e-6), torch.zeros(()))
+        found = np.empty((len(rows), flat.shape[1]), np.float32) if found is None else found
+        found[start : start + 512] = flat.numpy()
+    return np.zeros((0, 1), np.float32) if found is None else found
 
 
 # --- Texts ------------------------------------------------------------------------------------------------------------
@@ -160,6 +173,7 @@ def _candidates(keys: np.ndarray) -> np.ndarray:
 
 
 def _distinct(found: list[np.ndarray]) -> np.ndarray:
-    """Pairs once, the earlier place first."""
-    together = np.concatenate(found)
-    return np.unique(np.sort(together, axis=1), axis=0) if len(together) else together.astype(np.int64)
+    """Pairs once, the earlier place first, in order."""
+    together = np.sort(np.concatenate(found), axis=1)
+    once = np.unique(together[:, 0] << 32 | together[:, 1])
+    return np.stack([once >> 32, once & 0xFFFFFFFF], 1)

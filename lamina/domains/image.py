@@ -39,7 +39,6 @@ from lamina.recipe import Recipe
 from lamina.sources import Examples, Source, describe
 from lamina.sources import open as open_source
 from lamina.targets.base import Target
-from lamina.targets.embedding import Embedding
 from lamina.views import Change
 
 CHANNELS = (1, 3, 4)
@@ -315,7 +314,7 @@ class Image(Domain):
         if isinstance(net, resnet.ResNet):
             most = max(1, 4 * resnet.SEEN // (column.shape[2] * column.shape[3]))
             net.begin(prepare(mapped.take(column, _some(rows, most)).to(device)))
-        elif isinstance(net, hog.HOGNet) and isinstance(target, Embedding) and examples.truth is not None:
+        elif isinstance(net, hog.HOGNet) and target.name == "embedding" and examples.truth is not None:
             some = _some(rows, VIEWED)
             plain = prepare(mapped.take(column, some).to(device))
             who = examples.truth[some].to(device)
@@ -327,7 +326,7 @@ class Image(Domain):
                         views[number % len(views[:2])], key, degrees=6, scale=0.07, share=0.05, fill=float(plain.mean())
                     )
                 )
-            net.begin(views, who, target.centres(plain))
+            net.begin(views, who, target.centres(plain))  # type: ignore[attr-defined]
 
     def prepare(self) -> nn.Module:
         unit = 255.0 if self.bytes else 1.0
