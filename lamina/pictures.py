@@ -47,7 +47,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "PPM", "TIFF")  # none of those that run other programs
 MOST_PIXELS = 80_000_000  # of one picture: decoded, 240 MB
 MOST_CACHED = 10 << 30  # bytes
-SAMPLE = 512  # headers looked at
+SAMPLE = 256  # headers looked at
 TINY = 8  # pixels: a side below tells next to nothing
 KEPT = 64  # pixels: pictures of one size up to this keep it
 SIDES = ((3_000, 96), (30_000, 80), (math.inf, 64))  # up to so many pictures, the side of a square of the column's area
@@ -363,18 +363,19 @@ class _Work:
     def piece(self, piece: slice) -> _Part | None:
         """Decode some; None where one is coloured that should be grey."""
         bad, tiny = {}, {}
-        form = Form(3, self.form.height, self.form.width) if self.check else self.form
+        coloured = Form(3, self.form.height, self.form.width)
         for row, path in enumerate(self.paths[piece], piece.start):
             try:
                 with _opened(path) as picture:
                     width, height = picture.size
                     if min(width, height) < TINY:
                         tiny[row] = f"{width}x{height}"
-                    table = _brought(picture, form)
+                    unsure = self.check and not _one_channel(picture.mode)
+                    table = _brought(picture, coloured if unsure else self.form)
             except Unreadable as why:
                 bad[row] = str(why)
                 continue
-            if self.check:
+            if unsure:
                 if not _is_grey(table):
                     return None
                 table = table[:, :, :1]
