@@ -671,7 +671,9 @@ def _watchers(job: Job) -> list[Any]:
             found.append(Best(score=score, better=better))
     if job.supervised:
         columns = isinstance(job.data.parts["train"][0].inputs, tuple)  # a loader's own generators are left alone
-        job.health = Health(job.net, job.data.domain.outputs, batch=jobs.sample(job) if columns else None)
+        every = max(100, 12_800 // (recipe.batch_size or 128))  # a look is at 512 examples or so: a few steps' time
+        sample = jobs.sample(job) if columns else None
+        job.health = Health(job.net, job.data.domain.outputs, every, sample)
         found.append(job.health)
     if recipe.budget is not None:
         found.append(TimeLimit(recipe.budget))

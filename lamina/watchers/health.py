@@ -151,15 +151,16 @@ class _Activations(TorchFunctionMode):
         return enter
 
     def _look(self, name: str, y: Tensor) -> None:
-        units = y.movedim(self._axis, 0).flatten(1)  # (units, values)
+        axis = self._axis % y.ndim
+        others = [dim for dim in range(y.ndim) if dim != axis]  # reduced where they lie: no copy in another order
         plain = name.rstrip("_")
         number = self._calls[plain] = self._calls.get(plain, 0) + 1
         if name in _SLOPES:
-            kind, wrong = "saturated", (_SLOPES[name](units).abs() < _FLAT).float().mean(1) > _MOST
+            kind, wrong = "saturated", (_SLOPES[name](y).abs() < _FLAT).float().mean(others) > _MOST
         else:
-            kind, wrong = "dead", (units == 0).all(1)
+            kind, wrong = "dead", y.abs().amax(others) == 0
         layer = f"{_ordinal(number)} {plain}" + (f" (at {self._entered!r})" if self._entered else "")
-        found = {"layer": layer, "kind": kind, "total": len(units), "values": units.shape[1]}
+        found = {"layer": layer, "kind": kind, "total": y.shape[axis], "values": y.numel() // y.shape[axis]}
         self._seen.append((found, wrong.sum(), y))
 
 
