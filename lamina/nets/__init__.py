@@ -1,4 +1,4 @@
-"""Nets: one a file, whole.
+"""Nets: one a file, whole but for `base`, which reads what people ask of them.
 
 The folder is the registry: `nets/mlp.py` is the net "mlp". To add one, add a file. What a file here gives:
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lamina import activations
 from lamina.activations import Activation
-from lamina.errors import UsageError, near
+from lamina.errors import UsageError
+from lamina.nets import base
 
 SIZES = {"small": 64, "medium": 128, "large": 256}  # channels of the last stage; a stage before has half
 SIDES = (8, 16, 40, 96)  # pixels of the shorter side from which on there are 2, 3, 4 and 5 stages: 2 to 6 are left
@@ -41,7 +42,7 @@ class ConvNet(nn.Module):
         dropout: float = 0.1,
     ):
         super().__init__()
-        all_widths = [channels, *_numbers(widths)]
+        all_widths = [channels, *base.whole_numbers(widths, "widths", '(16, 32, 64) or "16,32,64"')]
         if len(all_widths) < 2 or min(*all_widths, outputs) < 1:
             raise UsageError(
                 f"a convnet from {channels} channels over {widths!r} to {outputs} outputs cannot be built",
@@ -68,12 +69,10 @@ class ConvNet(nn.Module):
         The last stage has 64, 128 or 256 channels and each before it half of the next, so that a larger picture, with
         more stages, has fewer channels where it is large.
         """
-        if size not in SIZES:
-            raise UsageError(f"unknown size {size!r}", expected=near(size, SIZES))
-        if len(shape) != 3 or min(shape[1:]) < 2:
-            raise UsageError(f"a convnet cannot take inputs of shape {tuple(shape)}", expected="(C, H, W), sides >= 2")
+        last = base.sized(SIZES, size)
+        base.demand_picture("a convnet", shape, 2)
         stages = 1 + sum(min(shape[1:]) >= side for side in SIDES)
-        widths = [SIZES[size] >> halvings for halvings in reversed(range(stages))]
+        widths = [last >> halvings for halvings in reversed(range(stages))]
         return cls(shape[0], width_out, **{"widths": widths, **arguments})
 
 
@@ -100,16 +99,6 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.halve(x)
         return x + self.refine(x)
-
-
-def _numbers(widths: Sequence[int] | int | str) -> list[int]:
-    """(16, 32), 16 or "16,32" -> [16, 32], [16] or [16, 32]."""
-    if isinstance(widths, int):
-        return [widths]
-    try:
-        return [int(width) for width in (widths.split(",") if isinstance(widths, str) else widths)]
-    except (TypeError, ValueError):
-        raise UsageError(f"widths {widths!r} are not whole numbers", expected='(16, 32, 64) or "16,32,64"') from None
 
 
 NET = ConvNet

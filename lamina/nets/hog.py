@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamina.errors import UsageError, near
+from lamina.errors import UsageError
+from lamina.nets import base
 
 SIZES = {"small": 8, "medium": 12, "large": 16}  # directions
 SIDE = 80  # pixels of the shorter side: larger pictures are brought down to that and more, to less than twice as much
@@ -52,7 +53,7 @@ class HOGNet(nn.Module):
         super().__init__()
         side = min(height, width)
         self.reduced = max(1, side // SIDE)
-        blocks = _numbers(grids)
+        blocks = base.whole_numbers(grids, "grids", '(5, 6) or "5,6"')
         if (
             min(channels, outputs, len(blocks)) < 1
             or directions < 2
@@ -135,21 +136,9 @@ class HOGNet(nn.Module):
     @classmethod
     def fitted(cls, shape: Sequence[int], width_out: int, size: str = "small", **arguments: Any) -> HOGNet:
         """The net for pictures of `shape` (C, H, W)."""
-        if size not in SIZES:
-            raise UsageError(f"unknown size {size!r}", expected=near(size, SIZES))
-        if len(shape) != 3 or min(shape[1:]) < 24:
-            raise UsageError(f"a hog net cannot take inputs of shape {tuple(shape)}", expected="(C, H, W), sides >= 24")
-        return cls(shape[0], width_out, shape[1], shape[2], **{"directions": SIZES[size], **arguments})
-
-
-def _numbers(grids: Sequence[int] | int | str) -> list[int]:
-    """(5, 6), 5 or "5,6" -> [5, 6], [5] or [5, 6]."""
-    if isinstance(grids, int):
-        return [grids]
-    try:
-        return [int(count) for count in (grids.split(",") if isinstance(grids, str) else grids)]
-    except (TypeError, ValueError):
-        raise UsageError(f"grids {grids!r} are not whole numbers", expected='(5, 6) or "5,6"') from None
+        directions = base.sized(SIZES, size)
+        base.demand_picture("a hog net", shape, 24)
+        return cls(shape[0], width_out, shape[1], shape[2], **{"directions": directions, **arguments})
 
 
 def _means(table: Tensor, who: Tensor, count: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lamina import activations
 from lamina.activations import Activation
 from lamina.errors import UsageError, near
+from lamina.nets import base
 
 SIZES = {"small": (128, 64), "medium": (512, 512), "large": (1024, 1024, 512)}
 NORMALISATIONS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
@@ -66,9 +67,7 @@ class MLP(nn.Module):
     @classmethod
     def fitted(cls, shape: Sequence[int], width_out: int, size: str = "small", **arguments: Any) -> MLP:
         """The net for inputs of `shape` (any, it is flattened): hidden 128-64, 512-512 or 1024-1024-512."""
-        if size not in SIZES:
-            raise UsageError(f"unknown size {size!r}", expected=near(size, SIZES))
-        return cls(math.prod(shape), width_out, **{"hidden": SIZES[size], **arguments})
+        return cls(math.prod(shape), width_out, **{"hidden": base.sized(SIZES, size), **arguments})
 
 
 def _widths(hidden: Sequence[int] | int | str) -> list[int]:

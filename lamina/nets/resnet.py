@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamina.errors import UsageError, near
+from lamina.errors import UsageError
+from lamina.nets import base
 
 SIZES = {"small": 128, "medium": 192, "large": 320}  # channels of the last stage; a stage before has half
 SMALL = 48  # pixels: the shorter side below which a picture is small
@@ -60,7 +61,7 @@ class ResNet(nn.Module):
         parts: int = 1,
     ):
         super().__init__()
-        all_widths = [stem, *_numbers(widths)]
+        all_widths = [stem, *base.whole_numbers(widths, "widths", '(64, 128, 256) or "64,128,256"')]
         if len(all_widths) < 2 or min(*all_widths, channels, outputs, blocks, parts) < 1 or halvings not in (0, 1, 2):
             raise UsageError(
                 f"a resnet from {channels} channels by a stem of {stem} with {halvings} halvings over {widths!r} with "
@@ -127,10 +128,8 @@ class ResNet(nn.Module):
     @classmethod
     def fitted(cls, shape: Sequence[int], width_out: int, size: str = "small", **arguments: Any) -> ResNet:
         """The net for pictures of `shape` (C, H, W): 3 stages for 32x32 and for 96x96, 4 for 224x224."""
-        if size not in SIZES:
-            raise UsageError(f"unknown size {size!r}", expected=near(size, SIZES))
-        if len(shape) != 3 or min(shape[1:]) < 8:
-            raise UsageError(f"a resnet cannot take inputs of shape {tuple(shape)}", expected="(C, H, W), sides >= 8")
+        base.sized(SIZES, size)
+        base.demand_picture("a resnet", shape, 8)
         plan = planned(shape, size) | arguments
         return cls(shape[0], width_out, **plan)
 
@@ -192,18 +191,6 @@ def _passing(before: int, width: int, *then: nn.Module) -> nn.Module:
     found = nn.Conv2d(before, width, 3, padding=1, bias=False)
     nn.init.dirac_(found.weight[:before])
     return nn.Sequential(found, *then, nn.BatchNorm2d(width, momentum=RECENT), nn.ReLU())
-
-
-def _numbers(widths: Sequence[int] | int | str) -> list[int]:
-    """(16, 32), 16 or "16,32" -> [16, 32], [16] or [16, 32]."""
-    if isinstance(widths, int):
-        return [widths]
-    try:
-        return [int(width) for width in (widths.split(",") if isinstance(widths, str) else widths)]
-    except (TypeError, ValueError):
-        raise UsageError(
-            f"widths {widths!r} are not whole numbers", expected='(64, 128, 256) or "64,128,256"'
-        ) from None
 
 
 NET = ResNet

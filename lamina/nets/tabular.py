@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamina.errors import UsageError, near
+from lamina.nets import base
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"hidden": (128, 128), "members": 8, "embedding": 8},
@@ -165,8 +166,7 @@ class Tabular(nn.Module):
     @classmethod
     def fitted(cls, shape: Sequence[int], width_out: int, size: str = "small", **arguments: Any) -> Tabular:
         """The net for rows of `shape` (W,), all of them numbers as they are unless `steps` says otherwise."""
-        if size not in SIZES:
-            raise UsageError(f"unknown size {size!r}", expected=near(size, SIZES))
+        parts = base.sized(SIZES, size)
         if len(shape) != 1:
             raise UsageError(
                 f"The net tabular takes rows of columns, and an example here has the shape {tuple(shape)}.",
@@ -174,7 +174,7 @@ class Tabular(nn.Module):
                 fix="--net mlp",
             )
         steps = arguments.pop("steps", [0] * shape[0])
-        return cls(steps, width_out, **{**SIZES[size], **arguments})
+        return cls(steps, width_out, **{**parts, **arguments})
 
 
 NET = Tabular

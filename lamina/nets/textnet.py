@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamina.errors import UsageError, near
+from lamina.errors import UsageError
+from lamina.nets import base
 
 SIZES = {
     "small": {"embedding": 64, "channels": 96},
@@ -144,10 +145,8 @@ class TextNet(nn.Module):
     @classmethod
     def fitted(cls, shape: Sequence[int], width_out: int, size: str = "small", **arguments: Any) -> TextNet:
         """The net for so many n-grams of words, pieces and words: `shape` is (words, pieces, vocabulary)."""
-        if size not in SIZES:
-            raise UsageError(f"unknown size {size!r}", expected=near(size, SIZES))
         words, pieces, vocabulary = shape
-        return cls(words, pieces, vocabulary, width_out, **{**SIZES[size], **arguments})
+        return cls(words, pieces, vocabulary, width_out, **{**base.sized(SIZES, size), **arguments})
 
     @torch.no_grad()
     def start(
