@@ -44,6 +44,7 @@ from lamina.errors import LaminaError, ResourceError, UsageError, near, out_of_m
 from lamina.finder import find_learning_rate
 from lamina.recipe import Origin, Recipe
 from lamina.state import TrainState
+from lamina.watchers.health import Health
 from lamina.watchers.screen import Screen
 
 _YOUNG = 1000  # steps
@@ -236,9 +237,13 @@ def _views(loaded: data.Data, recipe: Recipe) -> dict[str, Any]:
     return {"augment": views.Pairs(loaded.domain.change(recipe), loaded.near, loaded.parts["train"][0].inputs)}
 
 
-def sample(job: Job) -> Callable[[], Batch]:
-    """The first training examples, in their own order: the same batch whenever it is asked for."""
-    return functools.cache(lambda: first_batch(batches(job, "train", shuffle=False)))
+def health(job: Job, net: nn.Module) -> Health:
+    """Who looks after a net: at the first training examples, in their own order, now and then. A look is at some 512 of them,
+    the time of a few steps, so that with small batches it is rarer."""
+    columns = isinstance(job.data.parts["train"][0].inputs, tuple)  # a loader's own generators are left alone
+    sample = functools.cache(lambda: first_batch(batches(job, "train", shuffle=False)))
+    every = max(100, 12_800 // (job.recipe.batch_size or 128))
+    return Health(net, job.data.domain.outputs, every, sample if columns else None)
 
 
 def try_batch(job: Job, walk: Any) -> None:

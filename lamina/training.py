@@ -59,7 +59,6 @@ from lamina.signals import Signals
 from lamina.sources import places
 from lamina.targets.base import Target
 from lamina.watchers import Log, Save, Stop
-from lamina.watchers.health import Health
 from lamina.watchers.screen import Screen
 from lamina.watchers.stopping import Best, EarlyStopping, TimeLimit
 from lamina.writer import Writer
@@ -670,10 +669,7 @@ def _watchers(job: Job) -> list[Any]:
         else:
             found.append(Best(score=score, better=better))
     if job.supervised:
-        columns = isinstance(job.data.parts["train"][0].inputs, tuple)  # a loader's own generators are left alone
-        every = max(100, 12_800 // (recipe.batch_size or 128))  # a look is at 512 examples or so: a few steps' time
-        sample = jobs.sample(job) if columns else None
-        job.health = Health(job.net, job.data.domain.outputs, every, sample)
+        job.health = jobs.health(job, job.net)
         found.append(job.health)
     if recipe.budget is not None:
         found.append(TimeLimit(recipe.budget))

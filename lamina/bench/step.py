@@ -29,7 +29,6 @@ from lamina.bench.clock import wait
 from lamina.job import Job
 from lamina.lanes import Lane
 from lamina.run import Run
-from lamina.watchers.health import Health
 from lamina.watchers.screen import Screen
 
 _LEAST = 10_000  # steps that are planned at least, so that short runs can be measured too
@@ -143,10 +142,8 @@ def pace(job: Job, seconds: float = 2.0, *, walk: Any = None, watched: bool = Fa
     kept = mine.walk.state_dict()
     watchers: list[Any] = []
     if watched:
-        columns = isinstance(job.data.parts["train"][0].inputs, tuple)
         if job.supervised:
-            sample = jobs.sample(job) if columns else None
-            watchers.append(Health(mine.net, job.data.domain.outputs, batch=sample))
+            watchers.append(jobs.health(job, mine.net))
         watchers.append(Screen(stream=io.StringIO()))
     rounds: list[float] = []  # seconds a step
     examples = steps = 0
