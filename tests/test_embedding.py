@@ -249,17 +249,17 @@ def test_a_run_names_people_compares_unseen_ones_and_learns_a_new_one_without_tr
     seen = truth < 8
     run = lamina.train(
         (pictures[seen][:900], truth[seen][:900]), task="embedding", net="convnet", epochs=6, runs=runs, quiet=True,
-        report=False, batch_size=64, learning_rate=6e-3,
+        report=False, batch_size=64, learning_rate=6e-3, task_arg={"dimensions": 128},
     )  # fmt: skip
     assert run.headline.score == "accuracy" and run.headline.value > 0.9
     again = lamina.load(run.folder)
     again.reload((pictures[seen][:900], truth[seen][:900]))  # the thresholds are no part of the data
     new, who = pictures[~seen][:120], truth[~seen][:120]
     scores = {entry["score"]: entry for entry in again.evaluate((new, who))}
-    assert scores["verification_auc"]["value"] > 0.55 and scores["verification_auc"]["low"] is not None
+    assert scores["verification_auc"]["value"] > 0.6 and scores["verification_auc"]["low"] is not None
     similarity, same = again.verify(new[who == 8][:20], new[who == 8][20:40])
     other, _ = again.verify(new[who == 8][:20], new[who == 9][:20])
     assert similarity.mean() > other.mean() and same.dtype == bool
     again.enroll("eight", new[who == 8][:30])
     told = lamina.load(run.folder).predict(new[who == 8][30:])
-    assert (told.prediction == "eight").mean() > 0.2  # none before, and a ninth by chance
+    assert (told.prediction == "eight").mean() > 0.5

@@ -38,7 +38,7 @@ from lamina.targets.classes import Classes
 
 NOBODY = "nobody I know"
 GALLERY = "gallery.safetensors"
-EXAMPLES_MOST = 20_000  # in a gallery: 10 MB at 128 numbers each. Of more, as many of each person, evenly taken
+EXAMPLES_MOST = 20_000  # in a gallery: 20 MB at 256 numbers each. Of more, as many of each person, evenly taken
 NEAREST = 3  # examples shown
 PAIRED_MOST = 2_000  # examples of which all pairs are compared: two million pairs
 FEW = 5_000  # pictures up to which there is little to learn from
@@ -145,8 +145,8 @@ class Embedding(Target):
             if asked.optimizer in (None, "adamw"):
                 found["optimizer"], found["schedule"] = ("adamw", why), ("one_cycle", "up, then down to nothing")
                 found["learning_rate"] = (1e-5, "it begins near its goal")
-        if asked.budget is None and asked.steps is None:
-            found["epochs"] = (int(np.clip(PASSES // count, 5, 20)), f"{count:,} pictures")
+            if asked.budget is None and asked.steps is None:
+                found["epochs"] = (int(np.clip(PASSES // count, 5, 20)), f"{count:,} pictures")
         found["batch_size"] = (32, f"{count:,} pictures")
         change = "shift=0.06,rotate=8,scale=0.1,flip,brightness=0.15,contrast=0.2"
         found["augment"] = (change, "people stay who they are: moved, turned a little, mirrored, in other light")
