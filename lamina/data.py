@@ -44,9 +44,7 @@ class Data:
     parts: dict[str, tuple[Encoded, np.ndarray | None]]
     split: splits.Split | None = None  # rows of the pooled table; None where parts are separate
     findings: list[findings.Finding] = field(default_factory=list)
-    more: tuple[Encoded, np.ndarray] | None = (
-        None  # to learn from in the place of "train": with examples that were told
-    )
+    more: tuple[Encoded, np.ndarray] | None = None  # to learn from in place of "train": with what was told
 
     @property
     def aside(self) -> SetAside | None:
@@ -224,9 +222,8 @@ def choose_target(
     if asked is not None:
         return build("targets", asked, "TARGET"), "yours"
     if truth is None and loss is None:
-        return names.module(
-            "targets", "clusters"
-        ).TARGET(), "there are no answers, so groups of like examples are sought"
+        clusters = names.module("targets", "clusters").TARGET()
+        return clusters, "there are no answers, so groups of like examples are sought"
     if truth is None:
         raise DataError(f"{name} has no answers to learn from.", expected="(inputs, answers): give the labels too")
     loss = bare(loss)
@@ -323,10 +320,8 @@ def _inputs_alone(source: Source) -> Source:
     if not isinstance(source.train.inputs, tuple):
         raise UsageError(f"Clusters are sought among columns, and you gave a {type(source.train.inputs).__name__}.",
                          fix="give arrays, a table, or files")  # fmt: skip
-    parts = {part: getattr(source, part) for part in PARTS}
-    alone = {
-        part: dataclasses.replace(given, truth=None, labels=None) for part, given in parts.items() if given is not None
-    }
+    given = {part: examples for part in PARTS if (examples := getattr(source, part)) is not None}
+    alone = {part: dataclasses.replace(examples, truth=None, labels=None) for part, examples in given.items()}
     return dataclasses.replace(source, **alone)
 
 

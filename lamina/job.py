@@ -514,9 +514,7 @@ def plan_budget(job: Job) -> None:
                 ends.append(marks[-1])
             if len(marks) > 10 and (marks[-1] - began > 1.5 or len(marks) > 300):
                 break
-        step = float(
-            np.quantile(np.diff(marks), 0.75)
-        )  # the mean is above the median, and the first ones are far above
+        step = float(np.quantile(np.diff(marks), 0.75))  # the mean is above the median; the first are far above
         valid = 0.0
         if "valid" in job.data.parts:
             began = time.monotonic()

@@ -326,18 +326,17 @@ def _start(
 
     def resolve(domain: Any, target: Any, taken: sources_.Source, count: int | None) -> Recipe:
         """Called once kind and size of the data are known, and before they are split and fitted."""
+        opinions: dict[str, tuple[Any, str]] = {}
+        if not own_net:
+            opinions |= domain.opinions(taken.train, target, wanted)
+            opinions |= target.opinions(domain.name, taken.train, wanted)
         found, why = recipes.resolve(
             wanted,
             own_net=own_net,
             net=wanted.net or domain.default_net,
             examples=count,
             pictures=_picture(domain, taken),
-            opinions={}
-            if own_net
-            else {
-                **domain.opinions(taken.train, target, wanted),
-                **target.opinions(domain.name, taken.train, wanted),
-            },
+            opinions=opinions,
             task=target.name,
             supervised=target.needs_truth or target.from_inputs,
             given_valid=taken.valid is not None,

@@ -80,9 +80,8 @@ def test_columns_are_found_by_name(table, predict, tmp_path):
     other = predict(table, written(tmp_path / "b.csv", NEW, ["colour", "kind", "length", "width"]))
     assert same.code == other.code == 0 and same.out == other.out
     assert same.err == other.err == ""  # of the column of the answers it is known that it is no input
-    more = predict(
-        table, written(tmp_path / "c.csv", [{**row, "new": 1} for row in NEW], ["new", "length", "width", "colour"])
-    )
+    wider = [{**row, "new": 1} for row in NEW]
+    more = predict(table, written(tmp_path / "c.csv", wider, ["new", "length", "width", "colour"]))
     assert more.out == same.out and "'new'" in more.err and "warning" in more.err
     assert list(same.rows[0]) == ["id", "prediction", "confidence", "unlike"]
     right = [row["prediction"] == flower["kind"] for row, flower in zip(same.rows, NEW, strict=True)]

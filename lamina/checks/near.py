@@ -58,24 +58,23 @@ def _pictures(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
     found = []
     for _ in range(_TABLES):
         products = centre @ rng.standard_normal((small.shape[1], _BITS), dtype=np.float32)
-        pairs = _candidates(
-            (products > np.median(products[:: 1 + len(products) // 4000], axis=0)) @ (1 << np.arange(_BITS))
-        )
-        found.append(pairs[_alike(small, pairs, _STEPS[0][1])])
-    pairs = _distinct(found)
+        signs = products > np.median(products[:: 1 + len(products) // 4000], axis=0)
+        together = _candidates(signs @ (1 << np.arange(_BITS)))
+        found.append(together[_alike(small, together, _STEPS[0][1])])
+    left = _distinct(found)
     for side, least in _STEPS[1:]:
-        near = []
-        for start in range(0, len(pairs), 1 << 18):
-            some, places = np.unique(pairs[start : start + (1 << 18)], return_inverse=True)
-            near.append(_alike(thumbnails(column, rows[some], side), places.reshape(-1, 2), least))
-        pairs = pairs[np.concatenate(near)] if near else pairs
-    return pairs
+        kept = []
+        for part in np.split(left, range(1 << 18, len(left), 1 << 18)):
+            some, places = np.unique(part, return_inverse=True)
+            kept.append(part[_alike(thumbnails(column, rows[some], side), places.reshape(-1, 2), least)])
+        left = np.concatenate(kept)
+    return left
 
 
-def _alike(vectors: np.ndarray, pairs: np.ndarray, most: float) -> np.ndarray:
-    """(M,) whether the product of the vectors of two places (M, 2) is above `most`."""
+def _alike(vectors: np.ndarray, pairs: np.ndarray, least: float) -> np.ndarray:
+    """(M,) whether the product of the vectors of two places (M, 2) is above `least`."""
     return np.concatenate([
-        np.einsum("nf,nf->n", vectors[some[:, 0]], vectors[some[:, 1]]) > most
+        np.einsum("nf,nf->n", vectors[some[:, 0]], vectors[some[:, 1]]) > least
         for some in np.split(pairs, range(1 << 15, len(pairs), 1 << 15))
     ])  # fmt: skip
 
@@ -84,7 +83,12 @@ def _are_pictures(table: Pool) -> bool:
     column = table.columns[0]
     if table.kind != "pictures" or len(table.columns) != 1 or column.dtype != np.uint8 or column.ndim not in (3, 4):
         return False
-    return sorted(column.shape[1:])[-2] >= SMALLEST
+    return _shorter(column) >= SMALLEST
+
+
+def _shorter(column: np.ndarray) -> int:
+    """Pixels of the shorter side, wherever the channels stand: there are fewer of them."""
+    return int(sorted(column.shape[1:])[-2])
 
 
 def thumbnails(column: np.ndarray, rows: np.ndarray, side: int = _SIDE) -> np.ndarray:
@@ -93,20 +97,20 @@ def thumbnails(column: np.ndarray, rows: np.ndarray, side: int = _SIDE) -> np.nd
     import torch
     from torch.nn.functional import adaptive_avg_pool2d
 
-    found = None
+    side = min(side, _shorter(column))
+    found = np.empty((len(rows), side * side), np.float32)
     for start in range(0, len(rows), 512):
         some = torch.from_numpy(np.ascontiguousarray(column[rows[start : start + 512]]))
         if some.ndim == 4:
             some = (some if some.shape[1] in (1, 3, 4) else some.permute(0, 3, 1, 2)).float()
             weights = torch.tensor([0.299, 0.587, 0.114]) if some.shape[1] > 1 else torch.ones(1)  # as JPEG has it
             some = torch.einsum("nchw,c->nhw", some[:, : len(weights)], weights)
-        flat = adaptive_avg_pool2d(some.float()[:, None], min(side, *some.shape[1:])).flatten(1)
+        flat = adaptive_avg_pool2d(some.float()[:, None], side).flatten(1)
         flat = flat - flat.mean(1, keepdim=True)
         length = flat.norm(dim=1, keepdim=True)
         flat = torch.where(length > flat.shape[1] ** 0.5, flat / length.clamp(min=1e-6), torch.zeros(()))
-        found = np.empty((len(rows), flat.shape[1]), np.float32) if found is None else found
         found[start : start + 512] = flat.numpy()
-    return np.zeros((0, 1), np.float32) if found is None else found
+    return found
 
 
 # --- Texts ------------------------------------------------------------------------------------------------------------

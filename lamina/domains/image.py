@@ -7,6 +7,7 @@ training split). Files are decoded once into a column of one size (`pictures`), 
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamina import augment, mapped, names, pictures
+from lamina import augment, mapped, names, pictures, splits
 from lamina.batches.workers import cores
 from lamina.domains.arrays import (
     ARRAY_FILES,
@@ -309,24 +310,21 @@ class Image(Domain):
         if not isinstance(examples.inputs, tuple):
             return
         column = examples.inputs[0]
-        device = next(net.parameters()).device
-        prepare = self.prepare().to(device)
+
+        def shown(some: np.ndarray) -> Tensor:
+            device = next(net.parameters()).device
+            return self.prepare().to(device)(mapped.take(column, torch.from_numpy(some)).to(device))
+
         if isinstance(net, resnet.ResNet):
-            most = max(1, 4 * resnet.SEEN // (column.shape[2] * column.shape[3]))
-            net.begin(prepare(mapped.take(column, _some(rows, most)).to(device)))
+            net.begin(shown(splits.spread(rows, max(1, 4 * resnet.SEEN // (column.shape[2] * column.shape[3])))))
         elif isinstance(net, hog.HOGNet) and target.name == "embedding" and examples.truth is not None:
-            some = _some(rows, VIEWED)
-            plain = prepare(mapped.take(column, some).to(device))
-            who = examples.truth[some].to(device)
-            views = [plain, plain.flip(3)] if net.mirrored else [plain]
-            for number in range(VIEWS):
-                key = Key(number, 0, some.to(device))
-                views.append(
-                    augment.affine(
-                        views[number % len(views[:2])], key, degrees=6, scale=0.07, share=0.05, fill=float(plain.mean())
-                    )
-                )
-            net.begin(views, who, target.centres(plain))  # type: ignore[attr-defined]
+            some = splits.spread(rows, VIEWED)
+            plain, numbers = shown(some), torch.from_numpy(some)
+            sides = [plain, plain.flip(3)] if net.mirrored else [plain]
+            change = functools.partial(augment.affine, degrees=6, scale=0.07, share=0.05, fill=float(plain.mean()))
+            moved = [change(sides[k % len(sides)], Key(k, 0, numbers.to(plain.device))) for k in range(VIEWS)]
+            who = examples.truth[numbers].to(plain.device)
+            net.begin(sides + moved, who, target.centres(plain))  # type: ignore[attr-defined]
 
     def prepare(self) -> nn.Module:
         unit = 255.0 if self.bytes else 1.0
@@ -415,10 +413,6 @@ class Image(Domain):
     @classmethod
     def tiny(cls) -> Any:
         return "digits"
-
-
-def _some(rows: np.ndarray, most: int) -> Tensor:
-    return torch.from_numpy(rows[:: max(1, -(-len(rows) // most))])
 
 
 def _of_middle_greys(column: Any) -> bool:

@@ -85,9 +85,8 @@ class HOGNet(nn.Module):
         for scale in SCALES:
             votes = self._votes(F.avg_pool2d(x, self.reduced * scale) if self.reduced * scale > 1 else x)
             for grid in self.grids:
-                cells = F.avg_pool2d(F.adaptive_avg_pool2d(votes.flatten(1, 2), grid), 2, 1).unflatten(
-                    1, votes.shape[1:3]
-                )
+                blocks = F.adaptive_avg_pool2d(votes.flatten(1, 2), grid)
+                cells = F.avg_pool2d(blocks, 2, 1).unflatten(1, votes.shape[1:3])
                 found.append((cells / (cells.square().sum(2, keepdim=True) + _FLOOR).sqrt()).flatten(1))
         return torch.cat(found, 1)
 
@@ -96,9 +95,7 @@ class HOGNet(nn.Module):
         across = F.pad(x[..., 2:] - x[..., :-2], (1, 1))
         down = F.pad(x[..., 2:, :] - x[..., :-2, :], (0, 0, 1, 1))
         steep = (across * across + down * down + 1e-12).sqrt()
-        place = torch.atan2(down, across + 1e-12) * (
-            self.directions / (2 * math.pi)
-        )  # -directions / 2 to directions / 2
+        place = torch.atan2(down, across + 1e-12) / (2 * math.pi) * self.directions  # from - to + half of them
         bins = torch.arange(self.directions, device=x.device, dtype=x.dtype).view(1, 1, -1, 1, 1)
         away = (place[:, :, None] - bins).remainder(self.directions)
         away = torch.minimum(away, self.directions - away)
@@ -122,16 +119,14 @@ class HOGNet(nn.Module):
         within = table - people[who]
         scatter = within.T @ within / len(within)
         ridge = SHRINKAGE * scatter.trace() / count + 1e-12
-        variances, turned = torch.linalg.eigh(
-            scatter + ridge * torch.eye(count, dtype=scatter.dtype, device=scatter.device)
-        )
-        whiten = axes @ (turned / variances.sqrt()) @ turned.T  # (F, count)
-        people = F.normalize(people @ (turned / variances.sqrt()) @ turned.T)
-        left, _, right = torch.linalg.svd(people.T @ directions.double(), full_matrices=False)  # (count, D)
-        found = whiten @ left @ right
-        length = (table @ axes.T @ found).norm(dim=1).mean().clamp_min(1e-12)
+        sphere = torch.eye(count, dtype=scatter.dtype, device=scatter.device)
+        variances, turned = torch.linalg.eigh(scatter + ridge * sphere)
+        whiten = (turned / variances.sqrt()) @ turned.T  # (count, count)
+        left, _, right = torch.linalg.svd(F.normalize(people @ whiten).T @ directions.double(), full_matrices=False)
+        found = whiten @ left @ right  # (count, D)
+        length = (table @ found).norm(dim=1).mean().clamp_min(1e-12)
         self.mean.copy_(mean)
-        self.head.weight.copy_((found / length).T)
+        self.head.weight.copy_((axes @ found / length).T)
 
     @classmethod
     def fitted(cls, shape: Sequence[int], width_out: int, size: str = "small", **arguments: Any) -> HOGNet:

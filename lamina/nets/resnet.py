@@ -42,10 +42,10 @@ class ResNet(nn.Module):
 
     `widths`: channels of each stage, (64, 128, 256) or "64,128,256". `blocks`: residual blocks a stage. `stem`: channels of
     the first convolution, of 4x4 pixels. `halvings`: how often the stem halves the picture, 1 or 2; or 0, for filters of 2x2
-    pixels and stages that look before they halve, and then look once more. `dropout`: share of the
-    averaged features set to zero while training. `mirrored`: an answer is the mean of those to the picture and to its mirror
-    image, once training is over. `parts`: how many a side the mean is taken of, beside that of the whole; 1 for none.
-    `UsageError` for what cannot be built.
+    pixels, stages that look before they halve and then `blocks` times more, and the greatest value instead of the mean.
+    `dropout`: share of the averaged features set to zero while training. `mirrored`: an answer is the mean of those to the
+    picture and to its mirror image, once training is over. `parts`: how many a side the mean is taken of, beside that of the
+    whole; 1 for none. `UsageError` for what cannot be built.
     """
 
     def __init__(
@@ -98,9 +98,7 @@ class ResNet(nn.Module):
         return found if self.training or not self.mirrored else (found + self._asked(x.flip(3))) / 2
 
     def _asked(self, x: Tensor) -> Tensor:
-        x = self.stem(
-            x.to(memory_format=torch.channels_last)
-        )  # (B, C, H, W) -> (B, stem, H / 2, W / 2), or a quarter, or all
+        x = self.stem(x.to(memory_format=torch.channels_last))  # -> (B, stem, H / 2, W / 2), or a quarter, or all
         x = self.stages(x)  # -> (B, widths[-1], H', W')
         found = x.amax((2, 3)) if self.greatest else x.mean((2, 3))  # -> (B, widths[-1])
         if self.parts > 1:

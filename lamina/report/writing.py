@@ -32,9 +32,8 @@ def write(folder: Path, loaded: data.Data, facts: dict[str, Any]) -> None:
             else figures.curves(epochs, best=files.manifest(folder / "best")["epoch"])
         )
     named = loaded.target.name in ("classes", "embedding")
-    if (
-        answers is not None and named and set(truth) <= set(loaded.target.labels)
-    ):  # all of them people that were learned
+    # Of people, only where all of them were learned.
+    if answers is not None and named and set(truth) <= set(loaded.target.labels):
         _classes(loaded, facts, drawn, truth, answers, numbers)
     if answers is not None and loaded.target.name == "numbers":
         drawn["scatter"] = figures.scatter(truth, answers.prediction)
