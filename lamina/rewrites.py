@@ -9,7 +9,6 @@ made it. So what is done to every number before a pooling is done behind it, on 
     threshold(unpool(gradient), relu(x))    unpool(threshold(gradient, pooled)): the gradient of a pooled number goes where
                                             that number came from
     unpool(gradient * mask)                 the product is written in the layout that the unpooling wants
-    copy(x * mask)                          the same, in the layout of the copy
 """
 
 from __future__ import annotations
@@ -29,14 +28,12 @@ aten = torch.ops.aten
 @torch.no_grad()
 def rewritten(operations: Sequence[Operation], stays: set[int]) -> list[Operation]:
     """The same arithmetic. stays: storages whose values are wanted afterwards."""
-    found: list[Operation | None] = list(operations)
+    found = list(operations)
     flow = _Flow(operations, stays)
     for number, operation in enumerate(operations):
         if operation.function is aten.threshold_backward.default:
             _pool_first(found, flow, number)
-        elif operation.function is aten.clone.default:
-            _copied_at_once(found, flow, number)
-    return [operation for operation in found if operation is not None]
+    return found
 
 
 class _Flow:
@@ -62,7 +59,7 @@ class _Flow:
         return None if key in self._stays or self._readers[key] != set(readers) else self.makers.get(key)
 
 
-def _made_by(found: list[Operation | None], maker: int | None, function: Any, tensor: Tensor) -> Operation | None:
+def _made_by(found: list[Operation], maker: int | None, function: Any, tensor: Tensor) -> Operation | None:
     """The operation, where it is this function and the tensor is its result, not a part or another view of it."""
     operation = None if maker is None else found[maker]
     if operation is None or operation.function is not function or span(operation.results[0]) != span(tensor):
@@ -70,9 +67,8 @@ def _made_by(found: list[Operation | None], maker: int | None, function: Any, te
     return operation
 
 
-def _pool_first(found: list[Operation | None], flow: _Flow, number: int) -> None:
+def _pool_first(found: list[Operation], flow: _Flow, number: int) -> None:
     threshold = found[number]
-    assert threshold is not None
     gradient, x, limit = threshold.arguments
     maker = flow.only(gradient, number)
     unpooling = _made_by(found, maker, aten.max_pool2d_with_indices_backward.default, gradient)
@@ -102,18 +98,7 @@ def _pool_first(found: list[Operation | None], flow: _Flow, number: int) -> None
     )
 
 
-def _copied_at_once(found: list[Operation | None], flow: _Flow, number: int) -> None:
-    copy = found[number]
-    assert copy is not None
-    tensor = copy.arguments[0]
-    maker = flow.only(tensor, number)
-    product = _made_by(found, maker, aten.mul.Tensor, tensor)
-    if product is None or maker is None or tensor.stride() == copy.results[0].stride():
-        return
-    found[maker], found[number] = replace(product, results=copy.results, made=copy.made), None
-
-
-def _in_layout(found: list[Operation | None], flow: _Flow, tensor: Tensor, reader: int, like: Tensor) -> Tensor:
+def _in_layout(found: list[Operation], flow: _Flow, tensor: Tensor, reader: int, like: Tensor) -> Tensor:
     """The tensor; where it is a product that nobody else reads, one that is written in the layout of another."""
     maker = flow.only(tensor, reader)
     product = _made_by(found, maker, aten.mul.Tensor, tensor)

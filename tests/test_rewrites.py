@@ -130,19 +130,6 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("needed", [False, True])
-def test_a_product_that_is_copied_is_written_where_the_copy_lies(needed: bool) -> None:
-    """As dropout's before `nn.Flatten`, which copies what lies with the channels last; not where the product is wanted too."""
-    x = torch.randn(4, 8, 5, 5).to(memory_format=torch.channels_last)
-
-    def function() -> list[Tensor]:
-        mask = torch.empty_like(x).bernoulli_(0.5).div_(0.5)
-        product = x * mask
-        return [product.contiguous().view(4, -1).sum(1), product.sum() if needed else mask.sum()]
-
-    assert short(prove(function, x), "mul", "clone") == (["mul", "clone"] if needed else ["mul"])
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_needed_elsewhere_stays(name: str) -> None:
     function, expected = CASES[name]
