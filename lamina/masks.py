@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 LARGE = 8_192  # numbers: torch takes 0.1 ms for them, which is a third of a small net's step
+_PLACES = torch.tensor([[1], [4], [16], [64]], dtype=torch.uint8)  # of two bits in a byte
 RARE = 1 / 256  # of ones, or of zeros: a probability of this is met to within 0.2 %
 
 
@@ -27,14 +28,14 @@ def fill(mask: Tensor, p: float = 0.5, *, generator: torch.Generator | None = No
     bits = next(bits for bits in (2, 8, 16) if bits == 16 or (p * 2**bits).is_integer())
     words = torch.empty(-(-n * bits // 64), dtype=torch.int64, device="cpu").random_(-(2**63), None)  # of 64 bits
     dense = mask.is_contiguous() or (mask.ndim == 4 and mask.is_contiguous(memory_format=torch.channels_last))
-    flat = mask.as_strided((n,), (1,), mask.storage_offset()) if dense else mask.new_empty(n)  # in the order of memory
+    dense = dense and (bits != 2 or n % 4 == 0)
+    size = 4 * -(-n // 4)
+    # in the order of memory
+    flat = mask.as_strided((n,), (1,), mask.storage_offset()) if dense else mask.new_empty(size)
     if bits == 2:
-        quarter = -(-n // 4)
-        drawn = words.view(torch.uint8)[:quarter]
-        for k in range(4):  # two bits of each byte
-            part = flat[k * quarter : (k + 1) * quarter]
-            torch.lt(drawn[: len(part)] & (3 << 2 * k), int(p * 4) << 2 * k, out=part)
+        drawn = words.view(torch.uint8)[: size // 4] & 3 * _PLACES  # two bits of each byte for each quarter of the mask
+        torch.lt(drawn, int(p * 4) * _PLACES, out=flat.view(4, -1))
     else:
         drawn = words.view(torch.int8 if bits == 8 else torch.int16)[:n]
-        torch.lt(drawn, round(p * 2**bits) - 2 ** (bits - 1), out=flat)  # of signed numbers
-    return mask if dense else mask.copy_(flat.view(mask.shape))
+        torch.lt(drawn, round(p * 2**bits) - 2 ** (bits - 1), out=flat[:n])  # of signed numbers
+    return mask if dense else mask.copy_(flat[:n].view(mask.shape))
