@@ -55,15 +55,22 @@ class Crowd:
     """Notices that other processes want the same cores, and does with one thread until they are gone.
 
     Torch's threads wait for each other by spinning, so one other busy process can cost more than its share: twice to forty
-    times. Ask it after every step with whether the step was followed by other work. A trial is a few steps with another
-    number of threads; what it decides is returned in words, else nothing.
+    times. They have come when steps take twice as long as before, or when the threads of the first steps got less of the
+    cores than they would take. Ask it after every step with whether the step was followed by other work. A trial is a few
+    steps with another number of threads; what it decides is returned in words, else nothing.
     """
 
-    def __init__(self, threads: int, clock: Callable[[], float] = time.perf_counter):
+    def __init__(
+        self,
+        threads: int,
+        clock: Callable[[], float] = time.perf_counter,
+        used: Callable[[], float] = time.process_time,
+    ):
         self.most = self.threads = threads
-        self._clock = clock
-        self._last: float | None = None
+        self._clock, self._used = clock, used
+        self._last: tuple[float, float] | None = None  # the clock, and the seconds of all cores that this process had
         self._steps: list[float] = []
+        self._shares: list[float] = []  # cores that this process had in them
         self._best = math.inf  # the median of the quickest window so far, with all threads
         self._trying = 0  # threads on trial
         self._before = math.inf  # the window that the trial is compared with
@@ -71,19 +78,21 @@ class Crowd:
 
     def __call__(self, interrupted: bool = False) -> str:
         """interrupted: what follows this step (a validation, a checkpoint) is not to be counted."""
-        now = self._clock()
+        now, used = self._clock(), self._used()
         if self._last is not None:
-            self._steps.append(now - self._last)
-        self._last = None if interrupted else now
+            self._steps.append(now - self._last[0])
+            self._shares.append((used - self._last[1]) / max(now - self._last[0], 1e-9))
+        self._last = None if interrupted else (now, used)
         if len(self._steps) < _WINDOW:
             return ""
-        window, self._steps = statistics.median(self._steps), []
+        window, share = statistics.median(self._steps), statistics.median(self._shares)
+        self._steps, self._shares = [], []
         if self._trying:
             return self._decide(window, now)
         if self.threads == self.most:
-            crowded = window > 2 * self._best and window < _LONG and now >= self._not_until
+            slower = window > 2 * self._best if self._best < math.inf else share < _SHARE * self.most
             self._best = min(self._best, window)
-            if self.most > 1 and crowded:
+            if self.most > 1 and slower and now >= self._not_until:
                 self._try(1, window)
         elif now >= self._not_until:
             self._try(self.most, window)
@@ -105,7 +114,7 @@ class Crowd:
 
 
 _WINDOW = 24  # steps
-_LONG = 0.05  # seconds: steps above this spend their time in products, which share a core fairly
+_SHARE = 0.75  # of the cores that a process alone takes with its threads, which wait for each other by spinning
 _PATIENCE = 10.0  # seconds between two trials
 
 
