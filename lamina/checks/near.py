@@ -31,6 +31,7 @@ _SIDE = 32  # of a thumbnail, at most
 _STEPS = ((8, 0.985), (16, 0.988), (_SIDE, ALIKE))  # sides of thumbnails, and what their correlation is above
 _TABLES, _BITS = 5, 20
 _BANDS, _ROWS = 6, 3  # of least hashes: 98 of 100 pairs that share 0.8 are equal in all rows of a band
+_AT_ONCE = 1024  # pairs whose thumbnails lie in the cache of a core together: a quarter of the time
 _BUCKET = 200  # rows of the same hash that each is compared with
 
 
@@ -74,8 +75,8 @@ def _pictures(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _alike(vectors: np.ndarray, pairs: np.ndarray, least: float) -> np.ndarray:
     """(M,) whether the product of the vectors of two places (M, 2) is above `least`."""
     return np.concatenate([
-        np.einsum("nf,nf->n", vectors[some[:, 0]], vectors[some[:, 1]]) > least
-        for some in np.split(pairs, range(1 << 15, len(pairs), 1 << 15))
+        np.einsum("nf,nf->n", vectors.take(some[:, 0], 0), vectors.take(some[:, 1], 0)) > least
+        for some in np.split(pairs, range(_AT_ONCE, len(pairs), _AT_ONCE))
     ])  # fmt: skip
 
 
