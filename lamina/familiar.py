@@ -111,11 +111,15 @@ def summary(given: Tensor, dim: int) -> Tensor:
     width = x.shape[1]
     if width <= WIDEST:
         return x
-    x = x * _signs(width, x.device)
-    groups = -(-width // WIDEST)
-    return nn.functional.pad(x, (0, groups * WIDEST - width)).reshape(len(x), groups, WIDEST).sum(1)
+    signs = _signs(width, x.device)
+    groups = x[:, :WIDEST] * signs[:WIDEST]
+    for at in range(WIDEST, width, WIDEST):  # one pass over x
+        end = min(at + WIDEST, width)
+        groups[:, : end - at].addcmul_(x[:, at:end], signs[at:end])
+    return groups
 
 
+@functools.lru_cache(maxsize=16)
 def _signs(width: int, device: torch.device) -> Tensor:
     """+1 or -1 for each place, the same for ever: a bit of the place times an odd number."""
     bits = (np.arange(width, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(63)

@@ -7,6 +7,7 @@ evaluation on labelled data. Everything that comes after training takes a run; n
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -241,7 +242,7 @@ class Run:
         self._kinds = self._kinds or domain_and_target(self.folder, self._domain, self._task)
         return self._kinds[1]
 
-    @property
+    @functools.cached_property
     def recipe(self) -> recipe.Recipe:
         return stored_recipe(self.folder)
 
@@ -289,16 +290,19 @@ class Run:
         with delimited.read_as(asked.source_arg, [name for name in known if name]):
             return self.domain.open_inputs(path)
 
-    def predict(self, inputs: Any, *, device: str = "cpu", batch_size: int | None = None) -> Answers:
+    def predict(
+        self, inputs: Any, *, device: str = "cpu", batch_size: int | None = None, unlike: bool = True
+    ) -> Answers:
         """Answers for raw inputs (N, ...), or for a file of them: labels or numbers, confidence, probabilities, and whether
         each input is unlike those the net has learned from (see `lamina.familiar`).
 
-        batch_size: examples at a time; without it, as many as the net answers fastest.
+        batch_size: examples at a time; without it, as many as the net answers fastest. unlike: without it nobody looks
+        whether inputs are unlike, which for a small net takes as long as the answers.
         """
         if isinstance(inputs, (str, Path)):
             inputs = self.open_inputs(str(inputs))[0]
         net, options = self._options(device, batch_size)
-        known = self._familiar(net)
+        known = self._familiar(net) if unlike else None
         with self._used():
             if known is None:
                 return self.target.given(self.domain.predict(net, inputs, self.target, **options))
