@@ -30,8 +30,6 @@ TRAIN_SCORE_MOST = 10_000  # training examples scored at the end, to show the ga
 def finish(job: Job, state: states.TrainState, history: History, loaded_seconds: float) -> None:
     """Final weights, held-out scores, simple models beside them, predictions, pictures, the page, and the last screen."""
     folder = job.folder
-    if job.recipe.report:
-        writing.prepare()
     digest = _final_weights(job, state)
     _remember(job)
     _calibrate(job)

@@ -29,7 +29,6 @@ DARK = {INK: "#e6ebf0", MUTED: "#9aa6b2", GRID: "#333d47", BLUE: "#56b4e9", ORAN
 SMALL, NORMAL = 8.0, 9.0  # points
 WIDTH = 9.2  # inches: as wide as the page, where an inch is 96 pixels
 DPI = 144  # pixels an inch: sharp on a fine screen, where a page has 96
-LIBRARIES = ("matplotlib.figure", "matplotlib.backends.backend_agg")
 PICTURE = "picture"  # the gid of an example's own picture, whose colours are no words of ours
 
 ACROSS = 8  # pictures in a row of a gallery

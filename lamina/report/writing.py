@@ -11,19 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from lamina import data, evaluate, files, imports
+from lamina import data, evaluate, files
 from lamina.report import figures, groups, page
 from lamina.report.painting import paint
 from lamina.run import Run, held_out, read_json
 
 WORST = 20  # mistakes shown
-
-
-def prepare() -> None:
-    """Called some time before the rest, which then need not wait for its libraries."""
-    import matplotlib  # noqa: F401  # here, for it changes filters of warnings while it is loaded
-
-    imports.ahead(*figures.LIBRARIES, "jinja2")
 
 
 def write(folder: Path, loaded: data.Data, facts: dict[str, Any]) -> None:
