@@ -217,13 +217,21 @@ def crop(x: Tensor, key: Key, *, padding: int = 4, mode: str = "reflect") -> Ten
 
 
 def flip(x: Tensor, key: Key, *, p: float = 0.5, vertical: bool = False) -> Tensor:
-    """Mirror a picture with probability `p`: left and right, or top and bottom if `vertical`. Exact."""
+    """Mirror a picture with probability `p`: left and right, or top and bottom if `vertical`. Exact.
+
+    With p = 1/2 chance says how a picture begins, and then it is mirrored in every second epoch (top and bottom: in two of
+    four), so that the net sees both sides equally often (Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024).
+    """
     name = "flip_vertical" if vertical else "flip"
     _demand(**{name: p})
     key = _check(x, key, name)
     if not p:
         return x
-    chosen = key.uniform(name)[:, :, None, None] < p  # (B, 1, 1, 1)
+    turned = False
+    if p == 0.5:
+        turned = bool(key.epoch // (2 if vertical else 1) % 2)
+        key = replace(key, epoch=0)
+    chosen = (key.uniform(name)[:, :, None, None] < p) ^ turned  # (B, 1, 1, 1)
     return torch.where(chosen, x.flip(2 if vertical else 3), x)
 
 

@@ -160,6 +160,18 @@ def test_flips_are_independent_of_each_other():
     assert stats.chi2_contingency(table).pvalue > CHANCE
 
 
+def test_of_two_epochs_each_picture_is_mirrored_in_one_and_of_four_each_way_is_seen_once():
+    x = torch.arange(4, dtype=torch.uint8).view(1, 1, 2, 2).expand(300, 1, 2, 2)
+    epochs = [key(300, epoch=epoch) for epoch in range(7)]
+    across = torch.stack([(flip(x, k) != x).any(3).any(2)[:, 0] for k in epochs])
+    assert torch.equal(across[1:], ~across[:-1])
+    both = torch.stack([flip(flip(x, k), k, vertical=True).flatten(1) for k in epochs[:4]])  # (4, 300, 4)
+    assert all(len(both[:, row].unique(dim=0)) == 4 for row in range(300))
+    for vertical in (False, True):
+        first = (flip(x, epochs[0], vertical=vertical) != x).any(3).any(2).sum()
+        assert stats.binomtest(int(first), 300, 0.5).pvalue > CHANCE
+
+
 def test_flipping_is_certain_or_impossible_at_the_ends():
     x = pictures(50)
     assert torch.equal(flip(x, key(50), p=1), x.flip(3))
@@ -484,7 +496,7 @@ def test_the_number_of_threads_does_not_matter(name):
 @every_change
 def test_seed_and_epoch_matter(name):
     x = pictures(32)
-    results = [CHANGES[name](x, key(32, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
+    results = [CHANGES[name](x, key(32, seed, epoch)) for seed in (0, 1) for epoch in (0, 3)]
     for i, a in enumerate(results):
         assert not any(torch.equal(a, b) for b in results[i + 1 :])
 
