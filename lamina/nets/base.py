@@ -31,6 +31,6 @@ def whole_numbers(given: Sequence[int] | int | str, what: str, example: str) -> 
     if isinstance(given, int):
         return [given]
     try:
-        return [int(number) for number in (given.split(",") if isinstance(given, str) else given)]
+        return [int(number) for number in (given.removesuffix(",").split(",") if isinstance(given, str) else given)]
     except (TypeError, ValueError):
         raise UsageError(f"{what} {given!r} are not whole numbers", expected=example) from None

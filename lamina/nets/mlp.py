@@ -41,7 +41,8 @@ class MLP(nn.Module):
         input_dropout: float = 0.0,
     ):
         super().__init__()
-        widths = [inputs, *_widths(hidden), outputs]
+        between = [] if hidden == "" else base.whole_numbers(hidden, "hidden widths", '(128, 64) or "128,64"')
+        widths = [inputs, *between, outputs]
         if min(widths) < 1:
             raise UsageError(f"an MLP of widths {'-'.join(map(str, widths))} cannot be built", expected="1 or more")
         for name, share in (("dropout", dropout), ("input_dropout", input_dropout)):
@@ -68,16 +69,6 @@ class MLP(nn.Module):
     def fitted(cls, shape: Sequence[int], width_out: int, size: str = "small", **arguments: Any) -> MLP:
         """The net for inputs of `shape` (any, it is flattened): hidden 128-64, 512-512 or 1024-1024-512."""
         return cls(math.prod(shape), width_out, **{"hidden": base.sized(SIZES, size), **arguments})
-
-
-def _widths(hidden: Sequence[int] | int | str) -> list[int]:
-    """(128, 64), 128, "128,64" or "" -> [128, 64], [128] or []."""
-    if isinstance(hidden, int):
-        return [hidden]
-    try:
-        return [int(width) for width in (hidden.split(",") if isinstance(hidden, str) else hidden) if width != ""]
-    except (TypeError, ValueError):
-        raise UsageError(f"hidden widths {hidden!r} are not whole numbers", expected='(128, 64) or "128,64"') from None
 
 
 NET = MLP
