@@ -52,24 +52,34 @@ class Noisy(Dataset):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    draw = np.random.default_rng(2)
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the runs learn from, by name."""
+    draw, place = np.random.default_rng(2), tmp_path_factory.mktemp("data")
     y = np.arange(96) % 4
-    path = tmp_path_factory.mktemp("data") / "pictures.npz"
-    np.savez(path, x=(draw.integers(0, 200, (96, 1, 8, 8)) + 10 * y[:, None, None, None]).astype(np.uint8), y=y)
-    return path
+    for name, side in (("pictures", 8), ("photographs", 32)):
+        x = (draw.integers(0, 200, (96, 1, side, side)) + 10 * y[:, None, None, None]).astype(np.uint8)
+        np.savez(place / f"{name}.npz", x=x, y=y)
+    rows = [f"{draw.normal() + k % 2:.4f},{draw.integers(9)},{'abc'[draw.integers(3)]},{k % 2}" for k in range(96)]
+    (place / "table.csv").write_text("\n".join(["size,count,colour,kind", *rows]))
+    words = ["sun", "rain", "wind", "snow", "calm", "storm"]
+    texts = [f"{' '.join(draw.choice(words, 5))} {'good' if k % 2 else 'bad'},{k % 2}" for k in range(96)]
+    (place / "texts.csv").write_text("\n".join(["text,kind", *texts]))
+    return {path.stem: path for path in place.iterdir()} | {"dataset": Noisy()}
 
 
 MLP = {"net": "mlp", "net_arg": {"dropout": 0.3, "hidden": [12]}}
-RUNS: dict[str, dict[str, Any]] = {  # what a run must survive, together
-    "everything": {
+RUNS: dict[str, dict[str, Any]] = {  # what a run must survive, together; each begins with the name of its source
+    "pictures, everything": {
         **MLP, "augment": "shift=1,rotate=10", "mixup": 0.2, "ema": 0.9, "accumulate": 2, "clip_norm": 1.0, "batch_size": 6,
         "schedule": "one_cycle", "balance": "over", "label_smoothing": 0.1, "weight_decay": 0.1, "early_stopping": 3,
     },
-    "bf16": {
+    "pictures, bf16": {
         **MLP, "precision": "bf16", "optimizer": "sgd", "optimizer_arg": {"momentum": 0.9}, "schedule": "plateau",
         "schedule_arg": {"patience": 0}, "augment": "shift=1", "cutmix": 1.0, "clip_value": 0.5,
     },
+    "photographs, norms": {"net": "resnet", "augment": "crop=2,flip", "epochs": 1},
+    "table": {},
+    "texts": {"epochs": 2},
     "dataset": {"net": Net, "workers": 0, "ema": 0.9, "accumulate": 2, "clip_norm": 1.0},
     "dataset, 2 workers": {"net": Net, "workers": 2, "ema": 0.9, "accumulate": 2, "clip_norm": 1.0},
 }  # fmt: skip
@@ -78,9 +88,9 @@ RUNS: dict[str, dict[str, Any]] = {  # what a run must survive, together
 class Life:
     """A run of some settings, in processes that end as they may. `seen` is the last step its children made."""
 
-    def __init__(self, title: str, source: Any, runs: Path):
+    def __init__(self, title: str, sources: dict[str, Any], runs: Path):
         self.settings = {**COMMON, **RUNS[title]}
-        self.source = Noisy() if title.startswith("dataset") else source
+        self.source = sources[title.split(",")[0]]
         self.runs, self.folder = runs, runs / "run"
         self.page = mmap.mmap(-1, 8)
 
@@ -98,7 +108,7 @@ class Life:
     def act(self) -> None:
         """Start, or go on."""
         if self.began:
-            own = {"net": Net} if self.settings["net"] is Net else {}
+            own = {"net": Net} if self.settings.get("net") is Net else {}
             lamina.resume(self.folder, self.source, quiet=True, watchers=[self.step], **own)
             return
         shutil.rmtree(self.folder, ignore_errors=True)  # it was no run yet: nothing is lost
@@ -127,14 +137,17 @@ class Life:
 
 
 @pytest.fixture(scope="module")
-def golden(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, float, list[str]]]:
+def golden(
+    sources: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Any, float, list[str]]]:
     """What a run comes to undisturbed, the seconds it takes, and the named points that it passes."""
     found: dict[str, Any] = {}
-    Life("everything", pictures, tmp_path_factory.mktemp("warm")).act()  # children find everything imported
+    for title in RUNS:  # children find everything imported
+        Life(title, sources, tmp_path_factory.mktemp("warm")).act()
 
     def of(title: str) -> tuple[Any, float, list[str]]:
         if title not in found:
-            life = Life(title, pictures, tmp_path_factory.mktemp("golden"))
+            life = Life(title, sources, tmp_path_factory.mktemp("golden"))
             passed, began = life.runs / "points", time.monotonic()
             assert code_of(life.child(lambda: setattr(files, "point", lambda name: _note(passed, name)))) == 0
             found[title] = outcome(life.folder), time.monotonic() - began, passed.read_text().splitlines()
@@ -150,13 +163,13 @@ def _note(place: Path, name: str) -> None:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.fault(1)
-def test_killed_at_random_instants_nothing_is_lost(pictures, golden, tmp_path, counted, recorded):
-    wanted, draw, ends = counted(8, 1000), random.Random(SEED), Counter()
+def test_killed_at_random_instants_nothing_is_lost(sources, golden, tmp_path, counted, recorded):
+    wanted, draw, ends = counted(2 * len(RUNS), 1000), random.Random(SEED), Counter()
     kills, most, k = 0, 0, 0
     while kills < wanted:
         title = list(RUNS)[k % len(RUNS)]
         expected, seconds, _ = golden(title)
-        life = Life(title, pictures, tmp_path)
+        life = Life(title, sources, tmp_path)
         k, saved = k + 1, 0
         while True:
             child = life.child()
@@ -182,14 +195,14 @@ def test_killed_at_random_instants_nothing_is_lost(pictures, golden, tmp_path, c
 
 @pytest.mark.timeout(3600)
 @pytest.mark.fault(2, 3)
-def test_killed_within_the_writing_of_a_checkpoint_nothing_is_lost(pictures, golden, tmp_path, counted, recorded):
+def test_killed_within_the_writing_of_a_checkpoint_nothing_is_lost(sources, golden, tmp_path, counted, recorded):
     """At each named point, in the thread that writes; every second run is killed again when it is resumed."""
     wanted, draw, at = counted(8, 500), random.Random(SEED), Counter()
     k = 0
     while sum(at.values()) < wanted:
         title = list(RUNS)[k % len(RUNS)]
         expected, _, points = golden(title)
-        life = Life(title, pictures, tmp_path)
+        life = Life(title, sources, tmp_path)
         k += 1
         for _ in range(draw.choice([1, 2])):
             name = min(set(points), key=lambda name: (at[name], draw.random()))
@@ -222,7 +235,7 @@ def _die(name: str, turn: int) -> None:
 
 def test_the_points_are_those_of_writing(golden):
     """Else nothing is killed where it hurts most."""
-    points = set(golden("everything")[2])
+    points = set(golden("pictures, everything")[2])
     assert {
         "a folder's file is due",
         "the manifest is written",
@@ -232,7 +245,7 @@ def test_the_points_are_those_of_writing(golden):
     assert {"a folder is replaced", "a folder is out of sight", "a file is renamed"} <= points
 
 
-def test_a_write_that_is_no_commit_is_seen(pictures, golden, tmp_path):
+def test_a_write_that_is_no_commit_is_seen(sources, golden, tmp_path):
     """The control: checkpoints written in place, file after file, are lost by such kills."""
 
     def plain(path: Any, parts: Any, about: Any) -> None:
@@ -247,6 +260,6 @@ def test_a_write_that_is_no_commit_is_seen(pictures, golden, tmp_path):
         files.commit = plain
         _die("in place", 8)
 
-    life = Life("everything", pictures, tmp_path)
+    life = Life("pictures, everything", sources, tmp_path)
     assert code_of(life.child(before)) != 0
     assert state.newest(life.folder / "checkpoints", lambda words: None) is None
