@@ -3,14 +3,16 @@
 In: facts, from whoever met the trouble. Out: one message in three parts (what happened, with the values; what was
 expected; how to fix it) and the exit code of its kind. Everything a user can cause is a `LaminaError`; the command line
 prints it without a traceback, Python shows it as any exception. Anything else that escapes is a defect of Lamina.
+A stop is no error, and no `Exception`: it comes at any time, and `except Exception` in whatever code is at work then
+must not take it for that code's own failure.
 
     LaminaError
     ├── UsageError      2   the request itself: an unknown name, a wrong value, a net that does not fit, a run in use
     ├── DataError       3   the data: unreadable, contradictory, not finite
     ├── RunError        4   a run folder or checkpoint: damaged, from another version
     ├── Diverged        5   training produced a loss or weights that are not finite
-    ├── ResourceError   6   disk, memory, permission
-    └── Interrupted   130   Ctrl-C or SIGTERM (143); the run is saved and can be resumed
+    └── ResourceError   6   disk, memory, permission
+    Interrupted       130   Ctrl-C or SIGTERM (143); the run is saved and can be resumed
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
 
-class LaminaError(Exception):
-    """Something a user can mend. `what` happened, what was `expected`, and how to `fix` it."""
+class _Told(BaseException):
+    """`what` happened, what was `expected`, and how to `fix` it."""
 
     exit_code = 1
 
@@ -32,6 +34,10 @@ class LaminaError(Exception):
         if fix:
             parts.append(f"Fix: {fix}")
         super().__init__("\n".join(parts))
+
+
+class LaminaError(_Told, Exception):
+    """Something a user can mend. `what` happened, what was `expected`, and how to `fix` it."""
 
 
 class UsageError(LaminaError, ValueError):
@@ -57,8 +63,8 @@ class ResourceError(LaminaError, OSError):
     exit_code = 6
 
 
-class Interrupted(LaminaError, KeyboardInterrupt):
-    """Ctrl-C (130) or SIGTERM (143). A `KeyboardInterrupt`, so that a caller's own handling of Ctrl-C sees it too."""
+class Interrupted(_Told, KeyboardInterrupt):
+    """Ctrl-C (130) or SIGTERM (143). A `KeyboardInterrupt`, as a caller's own handling of Ctrl-C expects it."""
 
     def __init__(self, what: str, *, fix: str = "", signal: int = 2):
         super().__init__(what, fix=fix)

@@ -162,7 +162,8 @@ def test_the_hash_of_a_file_is_its_sha_256(file):
 )  # fmt: skip
 def test_every_error_has_its_exit_code_and_is_what_python_knows(kind, code, also):
     error = kind("It rained.", fix="an umbrella")
-    assert isinstance(error, (LaminaError, also)) and isinstance(error, also) and error.exit_code == code
+    assert isinstance(error, also) and error.exit_code == code
+    assert isinstance(error, LaminaError) == isinstance(error, Exception) == (kind is not Interrupted)
     assert str(error) == "It rained.\nFix: an umbrella"
 
 

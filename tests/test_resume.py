@@ -320,6 +320,19 @@ def test_a_signal_in_the_final_evaluation_acts_at_once(quick, pictures, runs, go
     assert differences(outcome(runs / "run"), golden("plateau")) == []
 
 
+def test_a_signal_while_the_best_weights_are_read_again_is_no_damage(quick, pictures, runs, golden, monkeypatch):
+    """What reads them takes any `Exception` for a checkpoint that somebody spoilt; a stop is none."""
+    start, again = starting(pictures, runs, "run", {**SETTINGS["plateau"], "keep": "best"})
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "unpack", lambda *given: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted, match="Stopped at once") as caught:
+            start()
+    assert caught.value.exit_code == 143 and not isinstance(caught.value, Exception)
+    assert json.loads((runs / "run" / "run.json").read_text())["status"] == "stopped"
+    again()
+    assert json.loads((runs / "run" / "run.json").read_text())["status"] == "done"
+
+
 def test_a_signal_at_the_very_end_of_learning_is_answered(quick, pictures, runs, golden, monkeypatch):
     """While the last checkpoint is written, after the last step has looked for signals."""
     start, again = starting(pictures, runs, "run", {**SETTINGS["everything"], "checkpoint_every": "1000steps"})

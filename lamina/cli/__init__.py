@@ -80,7 +80,7 @@ def _warn(message: Any, category: Any, *place: Any, **more: Any) -> None:
 def _run(arguments: list[str]) -> int:
     with loading():
         from lamina.cli.frame import UsageMistake, application
-        from lamina.errors import LaminaError
+        from lamina.errors import Interrupted, LaminaError
 
     warnings.showwarning = _warn
     try:
@@ -92,7 +92,7 @@ def _run(arguments: list[str]) -> int:
     except UsageMistake as mistake:
         _print_mistake(mistake)
         return 2
-    except LaminaError as error:
+    except (LaminaError, Interrupted) as error:
         if "--debug" in arguments:
             raise
         _print_error(error)
