@@ -718,7 +718,10 @@ def test_numbers_as_they_are_written_on_the_continent(table):
     rows = "".join(f'"Müller, {k}";{1 + k // 9}.{k:03d},25;{k},5 €;{"ab"[k % 2]}\n' for k in range(40))
     source = sources.open(table("who;sum;fee;y\n" + rows))
     assert column(source, "sum")[:3].tolist() == [1000.25, 1001.25, 1002.25] and column(source, "fee")[1] == 1.5
-    assert column(source, "who")[0] == "Müller, 0" and source.findings == []
+    assert column(source, "who")[0] == "Müller, 0"
+    assert [(found.kind, found.severity, found.examples) for found in source.findings] == [
+        ("units", "note", ["sum", "fee"])
+    ]
 
 
 def test_quotes_behind_a_backslash_are_part_of_the_text(table):

@@ -71,6 +71,7 @@ class Table(Domain):
     own: bool = False  # for a net of yours
     features: list[str] | None = None  # the columns' names
     letters: list[str] = field(default_factory=list)  # and how they were read: f numbers, b booleans, M dates, O words
+    styles: dict[str, str] = field(default_factory=dict)  # of cells that are written in a way of their own
     columns: list[dict[str, Any]] = field(default_factory=list)  # kind and reason of each, and its numbers or values
     rows: int = 0  # learned from
 
@@ -92,6 +93,7 @@ class Table(Domain):
         if not self.columns:
             self.own, self.features = own_net, _titles(source.train)
             self.letters = [np.asarray(column).dtype.kind for column in source.train.inputs]
+            self.styles = dict(source.train.styles)
         self._given = [part for part in ("valid", "test") if getattr(source, part) is not None]  # type: ignore[misc]
         findings = list(source.findings)
         parts: dict[str, Examples] = {}
@@ -413,7 +415,9 @@ class Table(Domain):
 
     def open_inputs(self, path: str) -> tuple[Any, list[str]]:
         """A table to predict on; its columns are found by their names, what is missing or new is said."""
-        columns, ids, told = tables.open_inputs(path, self.features or [], None, kinds=self.letters, missing="gap")
+        columns, ids, told = tables.open_inputs(
+            path, self.features or [], None, kinds=self.letters, styles=self.styles, missing="gap"
+        )
         _warn(told)
         return columns, ids
 

@@ -68,6 +68,9 @@ class Examples:
     labels: list[str] | None = None  # of the classes, where truth holds their numbers 0..K-1 and their names are known
     groups: np.ndarray | None = None  # (N,) who belongs together and must not be split
     times: np.ndarray | None = None  # (N,) when
+    styles: dict[str, str] = field(
+        default_factory=dict
+    )  # how a table's cells were written, by column: `cells.Column.style`
 
     @property
     def count(self) -> int | None:
@@ -196,7 +199,7 @@ def _open(source: Any, data_dir: str | Path | None, columns: Columns, asked: Rea
     if name is not None and name not in SAMPLES:
         opened = places.read(name, columns, asked)
     elif formats.is_table(source):
-        asked.only(("missing", "text"), "a table in memory")
+        asked.only(("missing", "text", "day_first"), "a table in memory")
         opened = tables.source(formats.given(source), columns, asked)
     elif isinstance(source, tuple) and len(source) == 2 and formats.is_table(source[0]) and not _is_array(source[0]):
         opened = tables.source_with_answers(*source, columns, asked)

@@ -15,6 +15,7 @@ import numpy as np
 
 from lamina.errors import DataError
 from lamina.findings import Finding
+from lamina.sources import dates
 from lamina.sources.delimited import NUMBER, Reading, Table
 from lamina.sources.formats import as_word
 
@@ -25,8 +26,14 @@ _NUMERIC = 0.8  # share of numbers above which the other cells of a column are g
 _MIXED = 0.5  # and above which it is told that it is taken as words
 _NUMBER = re.compile(NUMBER)
 _CODE = re.compile(r"0\d+")
-_GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")  # 1,234,567.8
-_MONEY = re.compile(rf"[$€£¥]\s*({NUMBER}|{_GROUPED.pattern})|({NUMBER}|{_GROUPED.pattern})\s*[%€]")
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:[,'’\s]\d{3})+(?:\.\d+)?")  # 1,234,567.8
+_MONEY = (
+    r"(?:[A-Z]{0,3}[$€£¥₹₩]|USD|EUR|GBP|JPY|CNY|RMB|CHF|INR|CAD|AUD|BRL|SEK|NOK|DKK|PLN|CZK|HUF|TRY|SGD|HKD|NZD|KRW)"
+)
+_DRESSED = re.compile(
+    rf"([+-])?({_MONEY})?\s*({_GROUPED.pattern}|{NUMBER})\s*((?:[^\W\d_]|[%‰°$€£¥₹₩/]){{1,10}})?"
+)  # a sign, money, the number, a unit
+_OTHER = {".": ",", ",": "."}
 
 
 @dataclass
@@ -37,6 +44,10 @@ class Column:
     markers: dict[str, int]  # words that stand for gaps -> how often
     odd: dict[str, int]  # cells that are no numbers among numbers -> how often
     share: float = 1.0  # of numbers among its cells that are no gaps; below 1 it is one of words, and `odd` are no gaps
+    style: str = ""  # how dates were written, for `strptime`; of numbers with a unit the decimal mark
+    unit: str = ""  # what stood beside every number
+    either: bool = False  # day and month of its dates may be the other way round
+    example: str = ""  # a cell, where style or unit say something
 
 
 def column(values: Any, asked: Reading, name: str, decimal: str = ".", *, answers: bool = False) -> Column:
@@ -127,28 +138,41 @@ def _words(values: Any, asked: Reading, name: str, decimal: str, answers: bool) 
             if is_gap[k] and word.casefold() in _WORDS_TOO - own and counts[k] > 0.02 * max(1, counts.sum()):
                 is_gap[k] = False
     markers = {different[k]: int(counts[k]) for k in np.flatnonzero(is_gap) if different[k]}
-    numbers = None if keep or kind == "O" else _numbers(different, is_gap, counts, decimal)
-    if numbers is not None:
-        read, share, odd = numbers
+    style = asked.styles.get(name, "")
+    found = None if keep or kind in ("O", "M") else _numbers(different, is_gap, counts, style or decimal, not style)
+    share, odd = (0.0, {}) if found is None else (found.share, found.odd)
+    if found is not None:
         few = len(different) - len(odd) - int(is_gap.sum()) <= 20
-        if share == 1.0 or kind == "f" or (share >= _NUMERIC and not (answers and few)):
+        named = answers and few and found.unit.isalpha()  # classes such as 4G and 5G
+        if not named and (share == 1.0 or kind == "f" or (share >= _NUMERIC and not (answers and few))):
             over = {word: n for word, n in odd.items() if word.casefold() in _OVER or _NUMBER.fullmatch(word)}
-            out = np.append(read, np.nan)[places]
-            return Column(out, markers | over, {word: n for word, n in odd.items() if word not in over})
-    else:
-        share, odd = 0.0, {}
+            found.values = np.append(found.values, np.nan)[places]
+            found.markers, found.odd = markers | over, {word: n for word, n in odd.items() if word not in over}
+            found.share = 1.0
+            return found
+    if not keep and not answers and kind in (None, "M") and share < _MIXED:
+        words = [None if gap else word for word, gap in zip(different, is_gap, strict=True)]
+        when = dates.read(words, counts, asked.day_first, style if kind == "M" else "")
+        if when is not None:
+            lost = np.isnat(when.values) & ~is_gap
+            return Column(
+                np.append(when.values, np.datetime64("NaT"))[places], markers,
+                {different[k]: int(counts[k]) for k in np.flatnonzero(lost)},
+                style=when.style, either=when.either, example=next(word for word in words if word is not None),
+            )  # fmt: skip
     objects = np.empty(len(different) + 1, object)
     objects[:-1] = [None if gap else word for word, gap in zip(different, is_gap, strict=True)]
     return Column(objects[places], markers, odd, share)
 
 
-def _numbers(
-    different: list[str], is_gap: np.ndarray, counts: np.ndarray, decimal: str
-) -> tuple[np.ndarray, float, dict[str, int]] | None:
-    """The different values as numbers, NaN for those that are none; the share of numbers; and the others, counted. None where
-    there are hardly any."""
+def _numbers(different: list[str], is_gap: np.ndarray, counts: np.ndarray, decimal: str, guess: bool) -> Column | None:
+    """The different values as numbers, NaN for those that are none, which are counted in `odd`; and the share of numbers. None
+    where there are hardly any. guess: the decimal mark may be the other one."""
     words = [(k, word) for k, word in enumerate(different) if not is_gap[k]]
-    if not any(_number(word, decimal) is not None or _undressed(word, decimal) is not None for _, word in words[:1000]):
+    marks = (decimal, _OTHER[decimal]) if guess else (decimal,)
+    if not any(
+        _number(word, decimal) is not None or any(_undressed(word, mark) for mark in marks) for _, word in words[:1000]
+    ):
         return None
     if any(_CODE.fullmatch(word) for _, word in words) and all(word.isdecimal() for _, word in words):
         return None  # 007 is no number
@@ -166,13 +190,32 @@ def _numbers(
     total = int(sum(counts[k] for k, _ in words))
     infinite = sum(odd.values()) - told
     share = 1.0 - told / max(1, total - infinite) if total > infinite else 0.0
-    if share < _NUMERIC and odd:  # are they numbers in another dress: 1,234 or $5 or 12 %?
-        dressed = {k: _undressed(word, decimal) for k, word in words}
-        if all(number is not None for number in dressed.values()):
-            for k, number in dressed.items():
-                read[k] = number
-            return read, 1.0, {}
-    return read, share, odd
+    best = Column(read, {}, odd, share)
+    if share < _NUMERIC and odd:  # are they numbers in another dress: 1,234 or $5 or 12 kg?
+        for mark in marks:
+            dressed = _without_dress(words, len(different), counts, total, mark)
+            if dressed is not None and dressed.share > max(best.share, _NUMERIC):
+                best = dressed
+    return best
+
+
+def _without_dress(words: list[tuple[int, str]], size: int, counts: np.ndarray, total: int, mark: str) -> Column | None:
+    """Numbers with a unit, the same in all cells that have one; None where there are several."""
+    read, odd = np.full(size, np.nan), {}
+    units: set[str] = set()
+    for k, word in words:
+        bare = _undressed(word, mark)
+        if bare is None:
+            odd[word] = int(counts[k])
+        else:
+            read[k], unit = bare
+            units |= {unit} - {""}
+    if len(units) > 1:
+        return None
+    example = next(word for k, word in words if not np.isnan(read[k])) if len(odd) < len(words) else ""
+    return Column(
+        read, {}, odd, 1.0 - sum(odd.values()) / max(1, total), style=mark, unit="".join(units), example=example
+    )
 
 
 _SWAPPED = str.maketrans(",.", ".,")
@@ -183,16 +226,19 @@ def _number(word: str, decimal: str) -> float | None:
     return float(plain) if _NUMBER.fullmatch(plain) else None
 
 
-def _undressed(word: str, decimal: str) -> float | None:
-    """1,234,567.8 and $5 and 12 % as numbers; 1.234.567,8 where the decimal mark is a comma."""
-    plain = word.translate(_SWAPPED) if decimal == "," else word
-    money = _MONEY.fullmatch(plain)
-    bare = (money[1] or money[2]) if money else plain
-    return float(bare.replace(",", "")) if _GROUPED.fullmatch(bare) or _NUMBER.fullmatch(bare) else None
+def _undressed(word: str, decimal: str) -> tuple[float, str] | None:
+    """1,234,567.8 and $5 and 12 kg and (3.50) as numbers, each with its unit; 1.234.567,8 where the decimal mark is a comma."""
+    plain = (word.translate(_SWAPPED) if decimal == "," else word).replace("−", "-")
+    negative = plain.startswith("(") and plain.endswith(")")
+    found = _DRESSED.fullmatch(plain[1:-1] if negative else plain)
+    if found is None or (found[2] and found[4]) or (found[1] and found[3][0] in "+-"):
+        return None
+    number = float(re.sub(r"[,'’\s]", "", found[3]))
+    return (-number if negative or found[1] == "-" else number), found[2] or found[4] or ""
 
 
 def told(table: Table, made: dict[str, Column], *, answers: bool = False) -> list[Finding]:
-    """Findings about columns: words for gaps, odd cells among numbers, numbers among words."""
+    """Findings about columns: words for gaps, odd cells among numbers, numbers among words, units, dates."""
     found = []
     marked = {name: one.markers for name, one in made.items() if one.markers}
     if marked:
@@ -208,8 +254,9 @@ def told(table: Table, made: dict[str, Column], *, answers: bool = False) -> lis
     for name, one in made.items():
         count = sum(one.odd.values())
         if one.odd and one.share == 1.0:
+            what = "dates" if one.values.dtype.kind == "M" else "numbers"
             found.append(Finding(
-                "odd_cells", "warning", f"{count:,} cells of the column {name!r} of {table.name} are no numbers, as its "
+                "odd_cells", "warning", f"{count:,} cells of the column {name!r} of {table.name} are no {what}, as its "
                 f"others are: {_counts(one.odd)}.", count, list(one.odd)[:5],
                 "their rows are left out" if answers else "they are gaps",
                 f"mend them; to take the column as words: --source-arg text={name}",
@@ -221,6 +268,22 @@ def told(table: Table, made: dict[str, Column], *, answers: bool = False) -> lis
                 "each is a class" if answers else "all are taken as words",
                 "if they should be numbers, mend the words",
             ))  # fmt: skip
+        if one.either:
+            first = "day" if one.style.startswith("%d") else "month"
+            found.append(Finding(
+                "day_or_month", "warning", f"In the dates of the column {name!r} of {table.name}, such as {one.example!r}, "
+                f"day and month cannot be told apart.", int((~np.isnat(one.values)).sum()), [one.example],
+                f"the {first} is taken to stand first", f"--source-arg day_first={'no' if first == 'day' else 'yes'}",
+            ))  # fmt: skip
+    dressed = {name: one for name, one in made.items() if one.style in _OTHER}
+    if dressed:
+        shown = ", ".join(f"{name} (such as {one.example!r})" for name, one in list(dressed.items())[:6])
+        more = f" and {len(dressed) - 6} more columns" if len(dressed) > 6 else ""
+        found.append(Finding(
+            "units", "note", f"Cells of {table.name} are numbers with a unit, or in groups of digits: {shown}{more}.",
+            len(dressed), list(dressed)[:5], "taken as numbers; a unit says nothing",
+            f"to take them as words: --source-arg text={next(iter(dressed))}",
+        ))  # fmt: skip
     return found
 
 

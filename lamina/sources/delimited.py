@@ -16,7 +16,7 @@ import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
@@ -55,8 +55,10 @@ class Reading:
     missing: tuple[str, ...] = ()  # words that stand for a gap, beside the usual ones
     text: tuple[str, ...] = ()  # columns to be left as they are written, whatever they look like: 007 is no number
     sheet: str | None = None  # of an Excel file
+    day_first: bool | None = None  # whether 3/4/2026 is in April
     # What is not to be asked for:
     kinds: dict[str, str] = field(default_factory=dict)  # of columns as an earlier table had them: f b M O
+    styles: dict[str, str] = field(default_factory=dict)  # and how their cells were written: see `cells.Column.style`
     strict: bool = True  # whether what would do nothing is refused
 
     @property
@@ -78,7 +80,7 @@ class Reading:
 
 _meant: ContextVar[Reading | None] = ContextVar("reading", default=None)
 beside: ContextVar[tuple[str, ...]] = ContextVar("beside", default=())  # columns that are no inputs, as everybody knows
-ASKED = tuple(f.name for f in fields(Reading) if f.name not in ("kinds", "strict"))
+ASKED = tuple(f.name for f in fields(Reading) if f.name not in ("kinds", "styles", "strict"))
 
 
 @contextmanager
@@ -106,9 +108,9 @@ def reading(options: Mapping[str, Any] | None) -> Reading:
         elif name in ("missing", "text"):
             entry = entry if isinstance(entry, (list, tuple)) else [entry]
             found[name] = tuple("none" if word is None else str(word) for word in entry)
-        elif name == "header":
+        elif name in ("header", "day_first"):
             if str(entry).lower() not in ("true", "false", "yes", "no", "none", "1", "0"):
-                mistakes.append(f"header in source_arg is {entry!r}; it is yes or no.")
+                mistakes.append(f"{name} in source_arg is {entry!r}; it is yes or no.")
             found[name] = str(entry).lower() in ("true", "yes", "1")
         elif name == "quote":
             found[name] = "" if entry in (None, "", "no", False) else str(entry)
@@ -513,33 +515,35 @@ def read(data: bytes, name: str, ending: str, asked: Reading) -> Table:
         ))  # fmt: skip
     as_text = {column: pa.string() for column in words if column in names}
 
-    def parse(threads: bool, block: int) -> tuple[Any, list[Any]]:
-        bad: list[Any] = []
+    bad: list[Any] = []  # rows of another number of cells
 
-        def invalid(row: Any) -> str:
-            bad.append(row)
-            return "skip"
-
+    def parse(block: int, invalid: Callable[[Any], str] | None = None) -> Any:
         return arrow.read_csv(
             pa.BufferReader(pa.py_buffer(body)),
-            read_options=arrow.ReadOptions(column_names=names, use_threads=threads, block_size=block),
+            read_options=arrow.ReadOptions(column_names=names, use_threads=invalid is None, block_size=block),
             parse_options=arrow.ParseOptions(delimiter=separator, quote_char=way.quote or False,
                                              newlines_in_values=quoted, invalid_row_handler=invalid),
             convert_options=arrow.ConvertOptions(null_values=[""], strings_can_be_null=True, check_utf8=False,
                                                  decimal_point=way.decimal, column_types=as_text),
-        ), bad  # fmt: skip
+        )  # fmt: skip
 
-    block = 1 << 20
+    def left_out(row: Any) -> str:
+        bad.append(row)
+        return "skip"
+
+    block, whole = 1 << 20, min(len(body) + 1, (1 << 31) - 2)
     try:
         try:
-            table, bad = parse(True, block)
-        except pa.ArrowInvalid as error:
-            if "straddling" not in str(error):
-                raise
-            block = min(len(body) + 1, (1 << 31) - 2)  # a cell longer than a block
-            table, bad = parse(True, block)
-        if bad:
-            table, bad = parse(False, block)  # now with their numbers
+            table = parse(block)
+        except pa.ArrowInvalid as error:  # a row that has to be left out, or a cell longer than a block
+            long = "straddling" in str(error)
+            try:  # On one thread: then rows have numbers. A thread that lets go of a function when all ends is a crash.
+                table = parse(whole if long else block, left_out)
+            except pa.ArrowInvalid as other:
+                if long or "straddling" not in str(other):
+                    raise
+                bad.clear()
+                table = parse(whole, left_out)
     except pa.ArrowInvalid as error:
         raise DataError(f"{name} cannot be read as rows and cells: {str(error).splitlines()[0]}") from None
     lines = _row_lines(body, table, way, quoted, bad)

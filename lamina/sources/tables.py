@@ -95,6 +95,7 @@ def examples(
     made = {name: column(at[name], asked, name, table.decimal) for name in inputs}
     found += told(table, made)
     values = tuple(found_.values for found_ in made.values())
+    styles = {name: one.style for name, one in made.items() if one.style}
     groups = None if columns.groups is None else _groups(at[columns.groups], table, columns.groups, found)
     times = None if columns.times is None else _times(at[columns.times], table, columns.times, asked)
     answer = np.cumsum(have) - 1  # of each row that has one, among those that have
@@ -107,7 +108,7 @@ def examples(
             return array if array is None or whole else array[rows]
 
         out[part] = Examples(tuple(map(cut, values)), None if truth is None else truth[answer[rows]], "table", inputs,
-                             cut(table.lines), None, cut(groups), cut(times))  # fmt: skip
+                             cut(table.lines), None, cut(groups), cut(times), styles)  # fmt: skip
     return out, replace(columns, target=target, split=split), why, found
 
 
@@ -238,15 +239,13 @@ def _groups(values: Any, table: Table, name: str, found: list[Finding]) -> np.nd
     return np.array(words)
 
 
-_STYLES = ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%Y%m%d", "%d.%m.%Y %H:%M", "%d/%m/%Y %H:%M",
-           "%m/%d/%Y %H:%M", "%Y/%m/%d %H:%M:%S", "%d-%m-%Y", "%m/%d/%y", "%d/%m/%y", "%b %d %Y", "%d %b %Y")  # fmt: skip
-
-
 def _times(values: Any, table: Table, name: str, asked: Reading) -> np.ndarray:
     """When, as numbers or dates that can be ordered."""
     made = column(values, asked, name, table.decimal).values
     if made.dtype.kind == "O":
-        made = _as_dates(made, table, name)
+        example = next((word for word in made if word is not None), "")
+        raise DataError(f"The times in {name!r} of {table.name} are in no style that is known, such as {example!r}.",
+                        expected="2026-01-31, 2026-01-31 12:30:00, 31.01.2026, 31/01/2026, or numbers")  # fmt: skip
     gap = np.isnat(made) if made.dtype.kind == "M" else np.isnan(made) if made.dtype.kind == "f" else np.zeros(
         len(made), bool)  # fmt: skip
     if gap.any():
@@ -256,22 +255,6 @@ def _times(values: Any, table: Table, name: str, asked: Reading) -> np.ndarray:
             fix="fill in the times, or leave these rows out",
         )
     return made
-
-
-def _as_dates(words: np.ndarray, table: Table, name: str) -> np.ndarray:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    some = pa.array(words.tolist(), pa.string())
-    for style in (None, *_STYLES):
-        try:
-            read = some.cast(pa.timestamp("us")) if style is None else pc.strptime(some, format=style, unit="us")
-            return read.to_numpy(zero_copy_only=False).astype("datetime64[us]")
-        except pa.ArrowInvalid:
-            continue
-    example = next((word for word in words if word is not None), "")
-    raise DataError(f"The times in {name!r} of {table.name} are in no style that is known, such as {example!r}.",
-                    expected="2026-01-31, 2026-01-31 12:30:00, 31.01.2026, 31/01/2026, or numbers")  # fmt: skip
 
 
 # --- Sources ------------------------------------------------------------------------------------------------------------
@@ -445,16 +428,18 @@ def open_inputs(
     options: dict[str, Any] | None = None,
     *,
     kinds: Sequence[str] | None = None,
+    styles: dict[str, str] | None = None,
     missing: str = "error",
 ) -> tuple[tuple[np.ndarray, ...], list[str], list[Finding]]:
     """A table to predict on, from a file or standard input (`-`) -> the columns of these names, in this order, what each row
     is called, and what was found. A column called `id` that is no input names the rows.
 
-    kinds: of the columns in training, a letter each (f, b, M, O), so that a column is read as it was then. missing: "error"
-    or "gap", for a column that is not there. New columns are left out, and told."""
+    kinds: of the columns in training, a letter each (f, b, M, O), and styles, so that a column is read as it was then.
+    missing: "error" or "gap", for a column that is not there. New columns are left out, and told."""
     from lamina.sources import places
 
-    asked = replace(delimited.reading(options), kinds=dict(zip(names, kinds or (), strict=False)))
+    asked = replace(delimited.reading(options), kinds=dict(zip(names, kinds or (), strict=False)),
+                    styles=styles or {})  # fmt: skip
     if path == "-":
         data = sys.stdin.buffer.read()
         begin = data.lstrip(b"\xef\xbb\xbf \r\n")[:1]
