@@ -103,7 +103,7 @@ def facts(folder: str | Path) -> dict[str, Any]:
         raise RunError(f"{folder / 'run.json'} is damaged: it lacks {', '.join(missing)}.", fix=_RESTORE)
     kinds = {"status": str, "task": str, "seed": int, "source": dict, "net": dict, "data": dict}
     odd = [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
-    if odd := odd + [name for name in ("headline", "weights") if not isinstance(found.get(name) or {}, dict)]:
+    if odd := odd + [name for name in ("headline", "weights", "familiar") if not isinstance(found.get(name) or {}, dict)]:
         raise RunError(f"{folder / 'run.json'} is damaged: {', '.join(odd)} in it is of another kind.", fix=_RESTORE)
     return found
 
@@ -263,7 +263,7 @@ class Run:
         """The weights the run ended with; of a run that has not ended, those of its newest checkpoint."""
         place = self.folder / WEIGHTS
         if place.is_file():
-            wanted = self.facts.get("weights", {}).get("sha256")
+            wanted = (self.facts.get("weights") or {}).get("sha256")
             if wanted and hashlib.sha256(place.read_bytes()).hexdigest() != wanted:
                 raise RunError(f"{place} is damaged: its SHA-256 is not that of run.json.", fix=_RESTORE)
             return weights.read_weights(place)

@@ -3,13 +3,14 @@ words, before they take memory, and run nothing."""
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -300,26 +301,28 @@ def test_a_run_folder_runs_no_code(tmp_path, trained, what):
         assert "; rm -rf ~" not in caught.value.fix or "'" in caught.value.fix  # what can be copied is quoted
 
 
+ODD = [
+    None,
+    -1,
+    2**63,
+    10**400,
+    1e308,
+    "",
+    "x" * 10_000,
+    "../../etc/passwd",
+    "evil.py:Net",
+    [],
+    {},
+    True,
+    [[[]]],
+    {"own": True},
+    0,
+    "nan",
+]
+
+
 def changed(draw: random.Random, value: Any) -> Any:
     """A JSON value with one place of it replaced by something nobody wrote."""
-    odd = [
-        None,
-        -1,
-        2**63,
-        10**400,
-        1e308,
-        "",
-        "x" * 10_000,
-        "../../etc/passwd",
-        "evil.py:Net",
-        [],
-        {},
-        True,
-        [[[]]],
-        {"own": True},
-        0,
-        "nan",
-    ]
     if isinstance(value, dict) and value and draw.random() < 0.9:
         key = draw.choice(list(value))
         if draw.random() < 0.1:
@@ -328,7 +331,46 @@ def changed(draw: random.Random, value: Any) -> Any:
     if isinstance(value, list) and value and draw.random() < 0.8:
         at = draw.randrange(len(value))
         return [*value[:at], changed(draw, value[at]), *value[at + 1 :]]
-    return draw.choice(odd)
+    return draw.choice(ODD)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every place of a JSON value; of a list to its first three."""
+    yield at
+    if isinstance(value, dict):
+        for key in value:
+            yield from places(value[key], (*at, key))
+    if isinstance(value, list):
+        for k in range(min(3, len(value))):
+            yield from places(value[k], (*at, k))
+
+
+def put(tree: Any, at: tuple[Any, ...], value: Any) -> Any:
+    """The same tree with another value at a place."""
+    if not at:
+        return value
+    whole = copy.copy(tree)
+    whole[at[0]] = put(tree[at[0]], at[1:], value)
+    return whole
+
+
+@pytest.mark.fault(47)
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")
+def test_at_every_place_of_a_run_folder_may_stand_anything(tmp_path, trained, counted, recorded):
+    folder, watch, draw = tmp_path / "run", hostile.Watch(), random.Random(50)
+    shutil.copytree(trained, folder)
+    for name in ("run.json", "data.json", "scores.json"):
+        sound = (folder / name).read_text()
+        tree = json.loads(sound)
+        for at in places(tree):
+            for odd in draw.sample(ODD, counted(1, len(ODD))):
+                (folder / name).write_text(json.dumps(put(tree, at, odd)))
+                watch(lambda: use(folder), f"{name} {'.'.join(map(str, at))} = {str(odd)[:40]!r}")
+        (folder / name).write_text(sound)
+    assert watch.crashes == []
+    use(folder)
+    recorded(places=watch.taken + watch.refused, refused=watch.refused, crashes=0, megabytes=watch.megabytes())
 
 
 @pytest.mark.fault(47, 49)
