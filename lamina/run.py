@@ -103,7 +103,9 @@ def facts(folder: str | Path) -> dict[str, Any]:
         raise RunError(f"{folder / 'run.json'} is damaged: it lacks {', '.join(missing)}.", fix=_RESTORE)
     kinds = {"status": str, "task": str, "seed": int, "source": dict, "net": dict, "data": dict}
     odd = [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
-    if odd := odd + [name for name in ("headline", "weights", "familiar") if not isinstance(found.get(name) or {}, dict)]:
+    if odd := odd + [
+        name for name in ("headline", "weights", "familiar") if not isinstance(found.get(name) or {}, dict)
+    ]:
         raise RunError(f"{folder / 'run.json'} is damaged: {', '.join(odd)} in it is of another kind.", fix=_RESTORE)
     return found
 

@@ -113,6 +113,29 @@ def test_a_value_far_off_is_told_with_its_line():
 # --- Copies -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "mark, others", [(-999, (18, 90)), (-1, (0, 0.9)), (9, (1, 4)), (99999, (0, 500)), (-9, (0.5, 1.5))]
+)
+def test_a_number_that_stands_for_a_gap_is_told(mark, others):
+    draw = np.random.default_rng(0)
+    column = draw.uniform(*others, N).round(1 if others[1] < 5 else 0)
+    assert "missing_marks" not in kinds(check(table({"age": column}, CLASSES), task="classes"))
+    column[[3, 77, 200, 299]] = mark
+    finding = kinds(check(table({"age": column}, CLASSES), task="classes"))["missing_marks"]
+    assert finding.severity == "warning" and finding.examples == ["age"] and f"missing={mark}" in finding.fix
+    assert f"{mark} in 'age' (4 rows" in finding.what
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[-1, 1], [-1, 0, 1], [0, 9], [1, 5, 9], [95, 97, 99], [-1, 5, 5], [7, 8, 9]],
+    ids=lambda values: str(values),
+)
+def test_numbers_among_their_like_are_no_marks(values):
+    column = np.resize(np.array(values, float), N)
+    assert "missing_marks" not in kinds(check(table({"x": column}, CLASSES), task="classes"))
+
+
 def test_rows_are_equal_in_all_columns_but_their_names():
     given = sound()
     given["weight"][5] = np.nan

@@ -171,6 +171,23 @@ def test_answers_with_a_unit_are_numbers_and_kinds_of_things_are_classes(table):
     assert nets.train.truth.tolist() == ["4G", "5G", "3G"] * 12
 
 
+# --- Words ------------------------------------------------------------------------------------------------------------
+
+
+def test_classes_that_differ_in_capitals_or_blanks_only_are_told(table):  # noqa: F811
+    source = opened(table, ["yes", "Yes", "no", " yes ", "N o", "maybe"] * 6, target="x")
+    finding = told(source, "spellings")
+    assert finding.severity == "warning" and finding.count == 2 and "'yes', 'Yes'; 'no', 'N o'" in finding.what
+    assert sorted(set(source.train.truth)) == ["N o", "Yes", "maybe", "no", "yes"]  # told, and left as they are
+    beside = told(opened(table, ["Rome", "rome", "Oslo"] * 12), "spellings")
+    assert beside.severity == "note" and beside.examples == ["Rome", "rome"]
+
+
+@pytest.mark.parametrize("cells", [["a", "A", "b", "B"], ["yes", " yes ", "no"], ["red", "read", "reed"]])
+def test_letters_blanks_around_and_other_words_are_not_told(table, cells):  # noqa: F811
+    assert "spellings" not in kinds(opened(table, cells * 10, target="x"))
+
+
 def test_a_table_of_a_run_before_there_were_styles_is_opened():
     state = Table().state()
     del state["styles"]

@@ -21,7 +21,9 @@ from lamina.sources.arrays import gaps
 GAPS = 0.5  # share of rows without a value, from which on it is a warning
 MANY = 0.5  # different values a row, above which a column of words hardly repeats itself
 _LEAST = 20  # rows from which on values that are all different say something
+_LEAST_MARKS = 3  # rows
 _WORD = re.compile(r"\s")
+_NINES = re.compile("-?9{1,6}|-1")
 
 
 def codes(column: np.ndarray) -> np.ndarray:
@@ -58,7 +60,7 @@ def columns(table: Pool) -> Iterator[Finding]:
     n = len(table.part)
     if n < 2:
         return
-    empty, constant, holes, ids, various, far = [], [], [], [], [], []
+    empty, constant, holes, ids, various, far, marks = [], [], [], [], [], [], []
     for name, column in zip(names, table.columns, strict=True):
         missing = gaps(column)
         count = int(missing.sum())
@@ -78,6 +80,10 @@ def columns(table: Pool) -> Iterator[Finding]:
             if values > max(_LEAST, MANY * len(present)) and not _are_texts(present):
                 various.append((values, name))
         elif column.dtype.kind == "f":
+            mark = _mark(present)
+            if mark is not None:
+                marks.append((*mark, name))
+                present = present[present != mark[0]]
             odd = _far(present)
             if odd is not None:
                 far.append((odd, name))
@@ -109,6 +115,18 @@ def columns(table: Pool) -> Iterator[Finding]:
             "kept: that a value is missing is learned from too",
             f"fill them if you know the values{_ignoring([name for count, name in holes if count > GAPS * n])}",
         )
+    if marks:
+        shown = "; ".join(f"{value:g} in {shortened(name)!r} ({count:,} rows, the others are from {low:g} to {high:g})"
+                          for value, count, low, high, name in marks[:3])  # fmt: skip
+        yield Finding(
+            "missing_marks",
+            "warning",
+            f"{_count(marks)} a number that may stand for a missing value: {shown}.",
+            len(marks),
+            [name for *_, name in marks[:SHOWN]],
+            "kept as a number",
+            f"if it is a gap: --source-arg missing={marks[0][0]:g}",
+        )
     if far:
         (value, middle, place), name = far[0]
         yield Finding(
@@ -132,6 +150,22 @@ def _are_texts(values: np.ndarray) -> bool:
     """Whether the values are sentences, which are all different by nature."""
     some = values[:: max(1, len(values) // 500)]
     return float(np.mean([len(str(value).split()) for value in some])) >= 4
+
+
+def _mark(values: np.ndarray) -> tuple[float, int, float, float] | None:
+    """(value, rows, least and greatest of the others) where the least or the greatest number is all nines or -1, comes
+    again and again, and lies further from the others than they lie apart."""
+    for value in (values.min(), values.max()):
+        if not np.isfinite(value) or value != np.rint(value) or not _NINES.fullmatch(f"{value:.0f}"):
+            continue
+        others = values[values != value]
+        count = len(values) - len(others)
+        if count < max(_LEAST_MARKS, 0.002 * len(values)) or len(others) < _LEAST or not np.isfinite(others).all():
+            continue
+        low, high = float(others.min()), float(others.max())
+        if min(abs(value - low), abs(value - high)) > high - low and len(np.unique(others)) > 2:
+            return float(value), count, low, high
+    return None
 
 
 def _far(values: np.ndarray) -> tuple[float, float, int] | None:

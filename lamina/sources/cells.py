@@ -8,7 +8,7 @@ and the odd cells among numbers, counted. Called by `lamina.sources.tables`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from lamina.sources.formats import as_word
 _GAPS = {"", "na", "n/a", "nan", "null", "none", "?", "-", "<na>", "#n/a"}
 _OVER = {"inf", "+inf", "-inf", "infinity", "-infinity", "+infinity"}
 _WORDS_TOO = {"none", "-"}  # that may be the name of a class
+_FEW = 1000  # different words of a column that are compared with each other
 _NUMERIC = 0.8  # share of numbers above which the other cells of a column are gaps
 _MIXED = 0.5  # and above which it is told that it is taken as words
 _NUMBER = re.compile(NUMBER)
@@ -48,6 +49,7 @@ class Column:
     unit: str = ""  # what stood beside every number
     either: bool = False  # day and month of its dates may be the other way round
     example: str = ""  # a cell, where style or unit say something
+    alike: list[list[str]] = field(default_factory=list)  # words that differ in capitals and blanks only
 
 
 def column(values: Any, asked: Reading, name: str, decimal: str = ".", *, answers: bool = False) -> Column:
@@ -162,7 +164,18 @@ def _words(values: Any, asked: Reading, name: str, decimal: str, answers: bool) 
             )  # fmt: skip
     objects = np.empty(len(different) + 1, object)
     objects[:-1] = [None if gap else word for word, gap in zip(different, is_gap, strict=True)]
-    return Column(objects[places], markers, odd, share)
+    return Column(
+        objects[places], markers, odd, share, alike=_alike([word for word in objects[:-1] if word is not None])
+    )
+
+
+def _alike(words: list[str]) -> list[list[str]]:
+    """Of few words those that differ in capitals and blanks only; a single letter may mean what it says."""
+    together: dict[str, dict[str, None]] = {}
+    for word in words if len(words) <= _FEW else []:
+        if len(word) > 1:
+            together.setdefault("".join(word.casefold().split()), {})[word] = None
+    return [list(some) for some in together.values() if len(some) > 1]
 
 
 def _numbers(different: list[str], is_gap: np.ndarray, counts: np.ndarray, decimal: str, guess: bool) -> Column | None:
@@ -267,6 +280,15 @@ def told(table: Table, made: dict[str, Column], *, answers: bool = False) -> lis
                 f"cells, and words: {_counts(one.odd)}.", count, list(one.odd)[:5],
                 "each is a class" if answers else "all are taken as words",
                 "if they should be numbers, mend the words",
+            ))  # fmt: skip
+        if one.alike:
+            shown = "; ".join(", ".join(map(repr, some[:3])) for some in one.alike[:3])
+            shown += f" and {len(one.alike) - 3} more" if one.alike[3:] else ""
+            found.append(Finding(
+                "spellings", "warning" if answers else "note", f"Words of the column {name!r} of {table.name} differ in "
+                f"capitals or blanks only: {shown}.", len(one.alike),
+                one.alike[0][:5], "each is a class of its own" if answers else "each is a value of its own",
+                "where they mean the same, write them alike",
             ))  # fmt: skip
         if one.either:
             first = "day" if one.style.startswith("%d") else "month"
