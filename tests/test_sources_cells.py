@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -105,9 +106,39 @@ def test_a_row_to_predict_on_is_read_as_the_table_was_learned_from(table):  # no
     money = [f"{k}.{k:03d} EUR" for k in range(1, 30)] + ["7,50 EUR"]  # points between thousands
     domain = Table()
     domain.take(opened(table, money))
-    with pytest.warns(UserWarning, match="numbers with a unit"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that there is a unit is known
         inputs, _ = Table(**domain.state()).open_inputs(table("x\n2.500 EUR\n3\n4,5\n", "new.csv"))
     assert inputs[0].tolist() == [2500, 3, 4.5]
+
+
+def test_rows_from_python_are_read_as_the_table_was_learned_from(table):  # noqa: F811
+    rows = "".join(f"{1 + k % 28:02d}/{1 + k % 12:02d}/2024;{k}.{k:03d},5 EUR;{'ab'[k % 2]}\n" for k in range(1, 60))
+    source = sources.open(table("when;price;y\n" + rows), columns=Columns(target=("y",)))
+    domain = Table()
+    taken = domain.take(source)
+    domain.fit(taken.train.inputs, np.arange(59))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (words,) = domain.encode({"when": ["03/04/2024", None], "price": ["2.500 EUR", "7"]})
+        (plain,) = domain.encode({"when": np.array(["2024-04-03", "NaT"], "M8[D]"), "price": [2500.0, 7.0]})
+    assert np.array_equal(words.numpy(), plain.numpy(), equal_nan=True)
+    with pytest.warns(UserWarning, match="are not dates, as in training: '31.12.2024'"):
+        domain.encode({"when": ["31.12.2024"], "price": ["1"]})
+
+
+def test_columns_that_told_nothing_are_not_missed(table):  # noqa: F811
+    rows = "".join(f"k{k:03d};{k % 7};same;{'ab'[k % 2]}\n" for k in range(60))
+    domain = Table()
+    taken = domain.take(sources.open(table("name;size;note;y\n" + rows), columns=Columns(target=("y",))))
+    domain.fit(taken.train.inputs, np.arange(60))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inputs, _ = domain.open_inputs(table("size\n3\n", "new.csv"))
+    assert len(inputs) == 3 and inputs[1].tolist() == [3]
+    for useless in ("other\n3\n", "name;note\nk1;same\n"):
+        with pytest.raises(DataError, match="lacks 1 of 1 columns"):
+            domain.open_inputs(table(useless, "new.csv"))
 
 
 def test_times_are_ordered_however_they_are_written(table):  # noqa: F811

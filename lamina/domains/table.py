@@ -107,7 +107,9 @@ class Table(Domain):
     def _matched(self, examples: Examples, where: str) -> tuple[Examples, list[Finding]]:
         """Examples with the columns of the training, found by their names; one that is missing is all gaps."""
         examples = replace(examples, names=_titles(examples))
-        return tables.matched(examples, self.features or [], self.letters, where, missing="gap")
+        return tables.matched(
+            examples, self.features or [], self.letters, where, missing="gap", idle=self._idle(), styles=self.styles
+        )
 
     def fit(self, inputs: Any, rows: np.ndarray) -> None:
         if self.scale not in ("none", "standard"):
@@ -243,6 +245,10 @@ class Table(Domain):
         return found
 
     # --- What it becomes --------------------------------------------------------------------------------------------
+
+    def _idle(self) -> set[str]:
+        """Columns that were there and told nothing."""
+        return {column["name"] for column in self.columns if column["kind"] in LEFT_OUT}
 
     def _used(self) -> list[dict[str, Any]]:
         return [column for column in self.columns if column["kind"] in KINDS]
@@ -416,7 +422,7 @@ class Table(Domain):
     def open_inputs(self, path: str) -> tuple[Any, list[str]]:
         """A table to predict on; its columns are found by their names, what is missing or new is said."""
         columns, ids, told = tables.open_inputs(
-            path, self.features or [], None, kinds=self.letters, styles=self.styles, missing="gap"
+            path, self.features or [], None, kinds=self.letters, styles=self.styles, missing="gap", idle=self._idle()
         )
         _warn(told)
         return columns, ids

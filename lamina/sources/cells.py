@@ -322,9 +322,9 @@ def empty(count: int, kind: str) -> np.ndarray:
     return np.full(count, None, object) if kind in "OU" else np.full(count, np.nan)
 
 
-def as_kind(values: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def as_kind(values: np.ndarray, kind: str, style: str = "") -> tuple[np.ndarray, np.ndarray]:
     """A column as one of another kind, and the rows whose cells do not fit; they are gaps. A column of booleans with gaps
-    stays one of objects, as it does on reading."""
+    stays one of objects, as it does on reading. style: how words for dates or numbers are written (`Column.style`)."""
     own = values.dtype.kind
     if own == kind or (own in "OU" and kind in "OU"):
         return values, np.arange(0)
@@ -341,6 +341,9 @@ def as_kind(values: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     if kind == "f" and own == "b":
         return values.astype(np.float64), np.arange(0)
     as_words, _ = as_kind(values, "O")
+    if kind == "M" and style:
+        when = dates.parsed(as_words.tolist(), style)
+        return when, np.flatnonzero(np.isnat(when) & (as_words != np.array(None)))
     out = empty(len(values), "O" if kind == "b" else kind)
     wrong = []
     for row, word in enumerate(as_words):
@@ -348,7 +351,7 @@ def as_kind(values: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
             continue
         try:
             if kind == "f":
-                out[row] = float(word)
+                out[row] = dressed[0] if style and (dressed := _undressed(word, style)) else float(word)
             elif kind == "M":
                 out[row] = np.datetime64(word)
             else:

@@ -50,7 +50,7 @@ def read(
     styles = [style] if style else _fitting(some[:_FIRST])
     best, share = None, 0.0
     for one in styles:
-        values = _parsed(words, one)
+        values = parsed(words, one)
         found = int(counts[~np.isnat(values)].sum()) / max(1, total)
         if found > share:
             best, share = Dates(values, one), found
@@ -62,7 +62,7 @@ def read(
 def _fitting(words: Sequence[str]) -> list[str]:
     """The styles that read most of a few words."""
     found = [day + time for day in _DAYS for time in _TIMES]
-    return [style for style in found if np.isnat(_parsed(words, style)).sum() <= (1 - _LEAST) * len(words)]
+    return [style for style in found if np.isnat(parsed(words, style)).sum() <= (1 - _LEAST) * len(words)]
 
 
 def _settled(found: Dates, words: Sequence[str | None], counts: np.ndarray, day_first: bool | None) -> Dates:
@@ -71,7 +71,7 @@ def _settled(found: Dates, words: Sequence[str | None], counts: np.ndarray, day_
     pairs = _OTHER | {other: one for one, other in _OTHER.items()}
     if day not in pairs:
         return found
-    other = Dates(_parsed(words, pairs[day] + found.style[len(day) :]), pairs[day] + found.style[len(day) :])
+    other = Dates(parsed(words, pairs[day] + found.style[len(day) :]), pairs[day] + found.style[len(day) :])
     if counts[~np.isnat(other.values)].sum() < counts[~np.isnat(found.values)].sum():
         return found
     if day_first is not None and found.style.startswith("%d") != day_first:
@@ -79,7 +79,8 @@ def _settled(found: Dates, words: Sequence[str | None], counts: np.ndarray, day_
     return Dates(found.values, found.style, either=day_first is None)
 
 
-def _parsed(words: Sequence[str | None], style: str) -> np.ndarray:
+def parsed(words: Sequence[str | None], style: str) -> np.ndarray:
+    """Words as dates of one style; NaT where they are none."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

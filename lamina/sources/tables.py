@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -380,21 +380,31 @@ def joined(tables: list[Table]) -> Table:
 
 
 def matched(
-    other: Examples, names: Sequence[str], kinds: Sequence[str], where: str, *, missing: str = "error"
+    other: Examples,
+    names: Sequence[str],
+    kinds: Sequence[str],
+    where: str,
+    *,
+    missing: str = "error",
+    idle: Container[str] = (),
+    styles: Mapping[str, str] | None = None,
 ) -> tuple[Examples, list[Finding]]:
     """A table with its columns brought into the order and the kinds of a table of before, by their names.
 
     kinds: the letter of numpy's for each column ("f", "b", "M", "O"): cells that do not fit are gaps. missing: "error"
-    for a DataError where a column is not there, "gap" for one that is all gaps. New columns are left out, and told."""
+    for a DataError where a column is not there, "gap" for one that is all gaps. idle: columns that nobody misses. styles:
+    how the words of a column are written, where they stand for something else. New columns are left out, and told."""
     have = list(other.names or [])
     lost = [name for name in names if name not in have]
+    needed = [name for name in names if name not in idle]
+    missed = [name for name in lost if name in needed]
     found = []
-    if lost:
-        hints = "; ".join(f"{name!r}: {near(name, have)}" for name in lost[:3])
-        words = f"{where} lacks {len(lost)} of {len(names)} columns: {hints}"
-        if missing == "error" or len(lost) == len(names):
-            raise DataError(words, expected=f"the columns {', '.join(list(names)[:30])}, in any order")
-        found.append(Finding("missing_columns", "warning", words, len(lost), lost[:5], "their cells are all gaps",
+    if missed:
+        hints = "; ".join(f"{name!r}: {near(name, have)}" for name in missed[:3])
+        words = f"{where} lacks {len(missed)} of {len(needed)} columns: {hints}{'' if hints.endswith('?') else '.'}"
+        if missing == "error" or len(missed) == len(needed):
+            raise DataError(words, expected=f"the columns {', '.join(needed[:30])}, in any order")
+        found.append(Finding("missing_columns", "warning", words, len(missed), missed[:5], "their cells are all gaps",
                              "give these columns: without them answers are less sure"))  # fmt: skip
     new = [name for name in have if name not in names and name not in delimited.beside.get()]
     if new:
@@ -406,7 +416,7 @@ def matched(
         if name in lost:
             columns.append(empty(other.count or 0, kind))
             continue
-        column_, wrong = as_kind(other.inputs[have.index(name)], kind)
+        column_, wrong = as_kind(other.inputs[have.index(name)], kind, (styles or {}).get(name, ""))
         columns.append(column_)
         if len(wrong):
             odd[name] = wrong
@@ -422,6 +432,9 @@ def matched(
     return replace(other, inputs=tuple(columns), names=list(names)), found
 
 
+_KNOWN = ("units", "spellings", "day_or_month")  # were told when the table was learned from
+
+
 def open_inputs(
     path: str,
     names: Sequence[str],
@@ -430,12 +443,14 @@ def open_inputs(
     kinds: Sequence[str] | None = None,
     styles: dict[str, str] | None = None,
     missing: str = "error",
+    idle: Container[str] = (),
 ) -> tuple[tuple[np.ndarray, ...], list[str], list[Finding]]:
     """A table to predict on, from a file or standard input (`-`) -> the columns of these names, in this order, what each row
     is called, and what was found. A column called `id` that is no input names the rows.
 
     kinds: of the columns in training, a letter each (f, b, M, O), and styles, so that a column is read as it was then.
-    missing: "error" or "gap", for a column that is not there. New columns are left out, and told."""
+    missing: "error" or "gap", for a column that is not there. idle: columns that nobody misses. New columns are left out, and
+    told."""
     from lamina.sources import places
 
     asked = replace(delimited.reading(options), kinds=dict(zip(names, kinds or (), strict=False)),
@@ -467,7 +482,7 @@ def open_inputs(
         for name, values in zip(table.names, table.columns, strict=True)
         if name in wanted
     }
-    found += told(table, made)
+    found += [one for one in told(table, made) if one.kind not in _KNOWN]
     rest = [name for name in table.names if name not in wanted]
     inputs = tuple(one.values for one in made.values()) + tuple(np.zeros(table.rows) for _ in rest)
     whole = Examples(inputs, None, "table", [*made, *rest], table.lines)
@@ -476,7 +491,7 @@ def open_inputs(
     given_kinds = kinds if kinds is not None else [
         made[name].values.dtype.kind if name in made else "f" for name in names
     ]  # fmt: skip
-    fitted, more = matched(whole, names, given_kinds, where, missing=missing)
+    fitted, more = matched(whole, names, given_kinds, where, missing=missing, idle=idle)
     ids = table.lines
     if "id" in rest:
         ids = np.array([str(v) for v in table.columns[table.names.index("id")].to_pylist()], object)
