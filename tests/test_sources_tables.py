@@ -677,6 +677,21 @@ def test_lines_above_the_names_are_left_out_and_told(table):
     assert source.train.ids[0] == 5 and source.train.count == 20
 
 
+def test_so_are_titles_that_a_spreadsheet_filled_up_with_blank_cells(table, tmp_path):
+    titles = [["Sales of 2021", "", "", "", ""], ["", "", "", "", ""], ["Region", "North", "", "", ""]]
+    sparse = [["", "", "40.1", "190", ""], *ROWS]  # a row of data of which most is missing, below the names
+    source = sources.open(table("".join(",".join(row) + "\n" for row in [*titles, NAMES, *sparse])))
+    assert source.train.names == NAMES[:4] and told(source, "title_lines").count == 3
+    assert "title_lines" not in kinds(sources.open(table(text(sparse))))
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in [["Sales of 2021"], [], ["Region", "North"], NAMES, *ROWS]:
+        book.active.append(row)
+    book.save(tmp_path / "book.xlsx")
+    source = sources.open(str(tmp_path / "book.xlsx"))
+    assert source.train.names == NAMES[:4] and told(source, "title_lines").count == 2 and source.train.count == 20
+
+
 def test_a_separator_at_the_end_of_each_row_shifts_nothing(table):
     plain = sources.open(table(text(), "plain.csv"), columns=Columns(target=("sex",)))
     for names in (NAMES, [*NAMES, ""]):

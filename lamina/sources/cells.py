@@ -8,6 +8,7 @@ and the odd cells among numbers, counted. Called by `lamina.sources.tables`.
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -262,7 +263,7 @@ def told(table: Table, made: dict[str, Column], *, answers: bool = False) -> lis
         found.append(Finding(
             "markers", "warning" if numbers else "note", f"Cells of {table.name} say that a value is missing, or too "
             f"large: {words}{more}.", count, list(marked)[:5], "they are gaps" if not answers else "their rows are left out",
-            f"where such a word is a value of its own: --source-arg text={next(iter(marked))}",
+            f"where such a word is a value of its own: --source-arg text={shlex.quote(next(iter(marked)))}",
         ))  # fmt: skip
     for name, one in made.items():
         count = sum(one.odd.values())
@@ -272,7 +273,7 @@ def told(table: Table, made: dict[str, Column], *, answers: bool = False) -> lis
                 "odd_cells", "warning", f"{count:,} cells of the column {name!r} of {table.name} are no {what}, as its "
                 f"others are: {_counts(one.odd)}.", count, list(one.odd)[:5],
                 "their rows are left out" if answers else "they are gaps",
-                f"mend them; to take the column as words: --source-arg text={name}",
+                f"mend them; to take the column as words: --source-arg text={shlex.quote(name)}",
             ))  # fmt: skip
         elif one.odd and one.share >= _MIXED:
             found.append(Finding(
@@ -304,7 +305,7 @@ def told(table: Table, made: dict[str, Column], *, answers: bool = False) -> lis
         found.append(Finding(
             "units", "note", f"Cells of {table.name} are numbers with a unit, or in groups of digits: {shown}{more}.",
             len(dressed), list(dressed)[:5], "taken as numbers; a unit says nothing",
-            f"to take them as words: --source-arg text={next(iter(dressed))}",
+            f"to take them as words: --source-arg text={shlex.quote(next(iter(dressed)))}",
         ))  # fmt: skip
     return found
 

@@ -396,9 +396,7 @@ def dialect(data: bytes, name: str, ending: str, asked: Reading) -> Dialect:
     several = separator if len(separator) > 1 or not separator.isascii() else ""
     rows = cells(sample.replace(several, _PLAIN) if several else sample, _PLAIN if several else separator, quote)
     width = Counter(map(len, rows)).most_common(1)[0][0] if rows else 1
-    titles = 0  # lines above the names
-    while width > 2 and titles < min(10, len(rows) - 2) and len(rows[titles]) <= width // 2:
-        titles += 1
+    titles = titles_of(rows, width)
     rows, above = rows[titles:], titles
     for line in sample.split("\n") if titles else ():  # those, and the blank ones before the names
         if not titles and line.strip("\r"):
@@ -432,6 +430,26 @@ def dialect(data: bytes, name: str, ending: str, asked: Reading) -> Dialect:
 
 def _is_word(cell: str) -> bool:
     return bool(cell.strip()) and _NUMBER.fullmatch(cell.strip().replace(",", ".")) is None
+
+
+def titles_of(rows: list[list[str]], width: int) -> int:
+    """How many rows stand above the names: of few cells, or of words in few of them, as spreadsheets write them."""
+
+    def is_title(row: list[str]) -> bool:
+        filled = [cell.strip() for cell in row if cell.strip()]
+        return len(row) <= width // 2 or (len(filled) <= width // 2 and not any(map(_NUMBER.fullmatch, filled)))
+
+    found = 0
+    while width > 2 and found < min(10, len(rows) - 2) and is_title(rows[found]):
+        found += 1
+    return found
+
+
+def title_lines(count: int, name: str) -> Finding:
+    return Finding(
+        "title_lines", "note", f"{count} line{'s' if count > 1 else ''} of words stand above the names of the columns of "
+        f"{name}.", count, [], "left out", "take them out of the file",
+    )  # fmt: skip
 
 
 def _is_header(first: list[str], body: list[list[str]]) -> bool:
@@ -509,10 +527,7 @@ def read(data: bytes, name: str, ending: str, asked: Reading) -> Table:
         ))  # fmt: skip
     words = (*asked.text, *(name for name, kind in asked.kinds.items() if kind == "O"), *_codes(data, way, names))
     if way.titles:
-        found.append(Finding(
-            "title_lines", "note", f"{way.titles} line{'s' if way.titles > 1 else ''} of words stand above the names of the "
-            f"columns of {name}.", way.titles, [], "left out", "take them out of the file",
-        ))  # fmt: skip
+        found.append(title_lines(way.titles, name))
     as_text = {column: pa.string() for column in words if column in names}
 
     bad: list[Any] = []  # rows of another number of cells

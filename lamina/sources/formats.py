@@ -195,8 +195,10 @@ def _excel(path: Path, name: str, asked: Reading) -> Table:
         raise DataError(f"The sheet {asked.sheet or sheets[0]!r} of {name} is empty.")
     width = max(len(row) - next(k for k, cell in enumerate(reversed(row)) if cell is not None) for _, row in full)
     words = [["" if cell is None else str(cell) for cell in (*row, *[None] * width)][:width] for _, row in full[:400]]
+    titles = delimited.titles_of(words, width)
+    words, full = words[titles:], full[titles:]
     header = asked.header if asked.header is not None else delimited._is_header(words[0], words[1:])
-    found: list[Finding] = []
+    found = [delimited.title_lines(titles, name)] if titles else []
     if len(sheets) > 1 and asked.sheet is None:
         found.append(Finding("sheet", "note", f"{name} has {len(sheets)} sheets.", len(sheets), sheets[:5],
                              f"the first was read, {sheets[0]!r}", "--source-arg sheet=NAME"))  # fmt: skip

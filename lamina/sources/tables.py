@@ -268,7 +268,8 @@ def source(table: Table, columns: Columns, asked: Reading, stems: dict[str, str]
         parts = {part: _pictures(rows, table, only, places, found) for part, rows in parts.items()}
         words = f"{sum(examples.count or 0 for examples in parts.values()):,} pictures named by the column {only!r}"
     else:
-        words = f"{table.rows:,} rows, {len(parts['train'].inputs)} columns"
+        width = len(parts["train"].inputs)
+        words = f"{table.rows:,} rows, {width} column{'s' if width > 1 else ''}"
     words += f", answers in {', '.join(known.target)}" if known.target else ", no answers"
     words += f", parts by {known.split}" if known.split else ""
     return Source(table.name, parts["train"], parts.get("valid"), parts.get("test"), about=words, why=why,
