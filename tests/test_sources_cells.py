@@ -15,7 +15,7 @@ from test_sources_tables import column, kinds, table, told  # noqa: F401
 from lamina import sources
 from lamina.domains.table import Table
 from lamina.errors import DataError
-from lamina.sources import Columns, dates, tables
+from lamina.sources import Columns, dates, numerals, tables
 
 
 def opened(table, cells, *, options=None, separator=";", target="y", **columns):  # noqa: F811
@@ -200,6 +200,18 @@ def test_answers_with_a_unit_are_numbers_and_kinds_of_things_are_classes(table):
     assert prices.train.truth.tolist() == [k * 1000 for k in range(1, 61)]
     nets = opened(table, ["4G", "5G", "3G"] * 12, target="x")
     assert nets.train.truth.tolist() == ["4G", "5G", "3G"] * 12
+
+
+@given(st.decimals(-(10**9), 10**9, places=2), st.sampled_from(["", "kg", "%", "€", "°C", "m²", "km/h", "元"]),
+       st.sampled_from([",", " ", "'", "\u202f", ""]), st.booleans(), st.booleans())  # fmt: skip
+def test_what_is_written_with_groups_and_a_unit_is_read_again(number, unit, between, comma, apart):
+    word = f"{number:,.2f}".replace(",", between)
+    if comma:
+        word = word.translate(str.maketrans(",.", ".,"))
+    word += f"{' ' if apart else ''}{unit}"
+    assert numerals.dressed(word.strip(), "," if comma else ".") == (float(number), unit)
+    if not unit and not between:
+        assert numerals.plain(word.strip(), "," if comma else ".") == float(number)
 
 
 # --- Words ------------------------------------------------------------------------------------------------------------

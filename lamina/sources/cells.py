@@ -16,26 +16,18 @@ import numpy as np
 
 from lamina.errors import DataError
 from lamina.findings import Finding
-from lamina.sources import dates
+from lamina.sources import dates, numerals
 from lamina.sources.delimited import NUMBER, Reading, Table
 from lamina.sources.formats import as_word
 
 _GAPS = {"", "na", "n/a", "nan", "null", "none", "?", "-", "<na>", "#n/a"}
 _OVER = {"inf", "+inf", "-inf", "infinity", "-infinity", "+infinity"}
 _WORDS_TOO = {"none", "-"}  # that may be the name of a class
-_FEW = 1000  # different words of a column that are compared with each other
+_FEW = 1000  # different words of a column that are compared with each other, or by which it is judged what they are
 _NUMERIC = 0.8  # share of numbers above which the other cells of a column are gaps
 _MIXED = 0.5  # and above which it is told that it is taken as words
 _NUMBER = re.compile(NUMBER)
 _CODE = re.compile(r"0\d+")
-_GROUPED = re.compile(r"[+-]?\d{1,3}(?:[,'’\s]\d{3})+(?:\.\d+)?")  # 1,234,567.8
-_MONEY = (
-    r"(?:[A-Z]{0,3}[$€£¥₹₩]|USD|EUR|GBP|JPY|CNY|RMB|CHF|INR|CAD|AUD|BRL|SEK|NOK|DKK|PLN|CZK|HUF|TRY|SGD|HKD|NZD|KRW)"
-)
-_DRESSED = re.compile(
-    rf"([+-])?({_MONEY})?\s*({_GROUPED.pattern}|{NUMBER})\s*((?:[^\W\d_]|[%‰°$€£¥₹₩/]){{1,10}})?"
-)  # a sign, money, the number, a unit
-_OTHER = {".": ",", ",": "."}
 
 
 @dataclass
@@ -183,9 +175,10 @@ def _numbers(different: list[str], is_gap: np.ndarray, counts: np.ndarray, decim
     """The different values as numbers, NaN for those that are none, which are counted in `odd`; and the share of numbers. None
     where there are hardly any. guess: the decimal mark may be the other one."""
     words = [(k, word) for k, word in enumerate(different) if not is_gap[k]]
-    marks = (decimal, _OTHER[decimal]) if guess else (decimal,)
+    marks = (decimal, numerals.OTHER[decimal]) if guess else (decimal,)
     if not any(
-        _number(word, decimal) is not None or any(_undressed(word, mark) for mark in marks) for _, word in words[:1000]
+        numerals.plain(word, decimal) is not None or any(numerals.dressed(word, mark) for mark in marks)
+        for _, word in words[:_FEW]
     ):
         return None
     if any(_CODE.fullmatch(word) for _, word in words) and all(word.isdecimal() for _, word in words):
@@ -194,7 +187,7 @@ def _numbers(different: list[str], is_gap: np.ndarray, counts: np.ndarray, decim
     odd: dict[str, int] = {}
     told = 0
     for k, word in words:
-        number = _number(word, decimal)
+        number = numerals.plain(word, decimal)
         finite = number is not None and abs(number) < float("inf")
         if finite:
             read[k] = number
@@ -206,7 +199,10 @@ def _numbers(different: list[str], is_gap: np.ndarray, counts: np.ndarray, decim
     share = 1.0 - told / max(1, total - infinite) if total > infinite else 0.0
     best = Column(read, {}, odd, share)
     if share < _NUMERIC and odd:  # are they numbers in another dress: 1,234 or $5 or 12 kg?
+        some = [word for _, word in words[:_FEW]]
         for mark in marks:
+            if sum(numerals.dressed(word, mark) is not None for word in some) < 0.5 * len(some):
+                continue
             dressed = _without_dress(words, len(different), counts, total, mark)
             if dressed is not None and dressed.share > max(best.share, _NUMERIC):
                 best = dressed
@@ -218,7 +214,7 @@ def _without_dress(words: list[tuple[int, str]], size: int, counts: np.ndarray, 
     read, odd = np.full(size, np.nan), {}
     units: set[str] = set()
     for k, word in words:
-        bare = _undressed(word, mark)
+        bare = numerals.dressed(word, mark)
         if bare is None:
             odd[word] = int(counts[k])
         else:
@@ -230,25 +226,6 @@ def _without_dress(words: list[tuple[int, str]], size: int, counts: np.ndarray, 
     return Column(
         read, {}, odd, 1.0 - sum(odd.values()) / max(1, total), style=mark, unit="".join(units), example=example
     )
-
-
-_SWAPPED = str.maketrans(",.", ".,")
-
-
-def _number(word: str, decimal: str) -> float | None:
-    plain = word.translate(_SWAPPED) if decimal == "," and "," in word else word
-    return float(plain) if _NUMBER.fullmatch(plain) else None
-
-
-def _undressed(word: str, decimal: str) -> tuple[float, str] | None:
-    """1,234,567.8 and $5 and 12 kg and (3.50) as numbers, each with its unit; 1.234.567,8 where the decimal mark is a comma."""
-    plain = (word.translate(_SWAPPED) if decimal == "," else word).replace("−", "-")
-    negative = plain.startswith("(") and plain.endswith(")")
-    found = _DRESSED.fullmatch(plain[1:-1] if negative else plain)
-    if found is None or (found[2] and found[4]) or (found[1] and found[3][0] in "+-"):
-        return None
-    number = float(re.sub(r"[,'’\s]", "", found[3]))
-    return (-number if negative or found[1] == "-" else number), found[2] or found[4] or ""
 
 
 def told(table: Table, made: dict[str, Column], *, answers: bool = False) -> list[Finding]:
@@ -298,7 +275,7 @@ def told(table: Table, made: dict[str, Column], *, answers: bool = False) -> lis
                 f"day and month cannot be told apart.", int((~np.isnat(one.values)).sum()), [one.example],
                 f"the {first} is taken to stand first", f"--source-arg day_first={'no' if first == 'day' else 'yes'}",
             ))  # fmt: skip
-    dressed = {name: one for name, one in made.items() if one.style in _OTHER}
+    dressed = {name: one for name, one in made.items() if one.style in numerals.OTHER}
     if dressed:
         shown = ", ".join(f"{name} (such as {one.example!r})" for name, one in list(dressed.items())[:6])
         more = f" and {len(dressed) - 6} more columns" if len(dressed) > 6 else ""
@@ -352,7 +329,7 @@ def as_kind(values: np.ndarray, kind: str, style: str = "") -> tuple[np.ndarray,
             continue
         try:
             if kind == "f":
-                out[row] = dressed[0] if style and (dressed := _undressed(word, style)) else float(word)
+                out[row] = dressed[0] if style and (dressed := numerals.dressed(word, style)) else float(word)
             elif kind == "M":
                 out[row] = np.datetime64(word)
             else:
