@@ -222,6 +222,8 @@ def test_classes_that_differ_in_capitals_or_blanks_only_are_told(table):  # noqa
     finding = told(source, "spellings")
     assert finding.severity == "warning" and finding.count == 2 and "'yes', 'Yes'; 'no', 'N o'" in finding.what
     assert sorted(set(source.train.truth)) == ["N o", "Yes", "maybe", "no", "yes"]  # told, and left as they are
+    merged = opened(table, ["yes", "Yes", "no", " yes ", "N o", "maybe"] * 6, target="x", options={"lower": ["x"]})
+    assert sorted(set(merged.train.truth)) == ["maybe", "n o", "no", "yes"] and "--source-arg lower=x" in finding.fix
     beside = told(opened(table, ["Rome", "rome", "Oslo"] * 12), "spellings")
     assert beside.severity == "note" and beside.examples == ["Rome", "rome"]
 

@@ -199,7 +199,7 @@ def _open(source: Any, data_dir: str | Path | None, columns: Columns, asked: Rea
     if name is not None and name not in SAMPLES:
         opened = places.read(name, columns, asked)
     elif formats.is_table(source):
-        asked.only(("missing", "text", "day_first"), "a table in memory")
+        asked.only(("missing", "text", "lower", "day_first"), "a table in memory")
         opened = tables.source(formats.given(source), columns, asked)
     elif isinstance(source, tuple) and len(source) == 2 and formats.is_table(source[0]) and not _is_array(source[0]):
         opened = tables.source_with_answers(*source, columns, asked)

@@ -123,6 +123,8 @@ def _words(values: Any, asked: Reading, name: str, decimal: str, answers: bool) 
         coded = coded.combine_chunks()
     places = pc.fill_null(coded.indices, len(coded.dictionary)).to_numpy(zero_copy_only=False)
     different = [word.strip() for word in coded.dictionary.to_pylist()]
+    if name in asked.lower:
+        different = [" ".join(word.casefold().split()) for word in different]
     counts = np.bincount(places, minlength=len(different) + 1)[:-1]
     gaps = {word.casefold() for word in asked.missing} | _GAPS
     keep, kind = name in asked.text, asked.kinds.get(name)
@@ -266,7 +268,7 @@ def told(table: Table, made: dict[str, Column], *, answers: bool = False) -> lis
                 "spellings", "warning" if answers else "note", f"Words of the column {name!r} of {table.name} differ in "
                 f"capitals or blanks only: {shown}.", len(one.alike),
                 one.alike[0][:5], "each is a class of its own" if answers else "each is a value of its own",
-                "where they mean the same, write them alike",
+                f"where they mean the same: --source-arg lower={shlex.quote(name)}",
             ))  # fmt: skip
         if one.either:
             first = "day" if one.style.startswith("%d") else "month"

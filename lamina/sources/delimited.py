@@ -54,6 +54,7 @@ class Reading:
     quote: str | None = None  # round cells: "; "" for none
     missing: tuple[str, ...] = ()  # words that stand for a gap, beside the usual ones
     text: tuple[str, ...] = ()  # columns to be left as they are written, whatever they look like: 007 is no number
+    lower: tuple[str, ...] = ()  # columns whose words are taken in small letters: Yes and yes are the same
     sheet: str | None = None  # of an Excel file
     day_first: bool | None = None  # whether 3/4/2026 is in April
     # What is not to be asked for:
@@ -105,7 +106,7 @@ def reading(options: Mapping[str, Any] | None) -> Reading:
     for name, entry in (options or {}).items():
         if name not in ASKED:
             mistakes.append(f"source_arg has no {name!r}: {near(name, ASKED)}")
-        elif name in ("missing", "text"):
+        elif name in ("missing", "text", "lower"):
             entry = entry if isinstance(entry, (list, tuple)) else [entry]
             found[name] = tuple("none" if word is None else str(word) for word in entry)
         elif name in ("header", "day_first"):

@@ -44,10 +44,11 @@ def _file(path: Path, name: str, asked: Reading) -> Table:
         raise DataError(f"{name} is {kind}.", fix="save it as CSV, .xlsx or Parquet")
     data = archives.plain(path, name)
     if ending in LINES:
-        asked.only(("encoding", "missing", "text", "day_first"), f"{name}, which holds JSON")
+        asked.only(("encoding", "missing", "text", "lower", "day_first"), f"{name}, which holds JSON")
         return of_json(data, name, asked)
     asked.only(
-        ("separator", "encoding", "decimal", "header", "quote", "missing", "text", "day_first"), f"{name}, a text file"
+        ("separator", "encoding", "decimal", "header", "quote", "missing", "text", "lower", "day_first"),
+        f"{name}, a text file",
     )
     return delimited.read(data, name, ending, asked)
 
@@ -61,7 +62,7 @@ def _parquet(path: Path, name: str, asked: Reading) -> Table:
     import pyarrow as pa
     from pyarrow import parquet
 
-    asked.only(("missing", "text", "day_first"), f"{name}, a Parquet file")
+    asked.only(("missing", "text", "lower", "day_first"), f"{name}, a Parquet file")
     try:
         table = parquet.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
@@ -171,7 +172,7 @@ def as_word(value: Any) -> str | None:
 
 
 def _excel(path: Path, name: str, asked: Reading) -> Table:
-    asked.only(("sheet", "header", "missing", "text", "day_first"), f"{name}, an Excel file")
+    asked.only(("sheet", "header", "missing", "text", "lower", "day_first"), f"{name}, an Excel file")
     try:
         import openpyxl
     except ImportError:

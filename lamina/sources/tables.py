@@ -114,9 +114,10 @@ def examples(
 
 def _known(table: Table, columns: Columns, asked: Reading) -> None:
     """UsageError for columns that are asked for and are not there, with all the names."""
+    named = {"text in source_arg": asked.text, "lower in source_arg": asked.lower} if asked.strict else {}
     wanted: dict[str, Sequence[str | None]] = {
         "target": columns.target or (), "ignore": columns.ignore, "groups": (columns.groups,),
-        "times": (columns.times,), "split_column": (columns.split,), "text in source_arg": asked.text if asked.strict else (),
+        "times": (columns.times,), "split_column": (columns.split,), **named,
     }  # fmt: skip
     missing = [(what, name) for what, some in wanted.items() for name in some if name and name not in table.names]
     if missing:
