@@ -15,7 +15,7 @@ from test_sources_tables import column, kinds, table, told  # noqa: F401
 from lamina import sources
 from lamina.domains.table import Table
 from lamina.errors import DataError
-from lamina.sources import Columns, dates, numerals, tables
+from lamina.sources import Columns, dates, delimited, numerals, tables
 
 
 def opened(table, cells, *, options=None, separator=";", target="y", **columns):  # noqa: F811
@@ -125,6 +125,15 @@ def test_rows_from_python_are_read_as_the_table_was_learned_from(table):  # noqa
     assert np.array_equal(words.numpy(), plain.numpy(), equal_nan=True)
     with pytest.warns(UserWarning, match="are not dates, as in training: '31.12.2024'"):
         domain.encode({"when": ["31.12.2024"], "price": ["1"]})
+
+
+def test_a_table_to_evaluate_on_is_read_as_the_table_was_learned_from(table):  # noqa: F811
+    domain = Table()
+    domain.take(opened(table, [f"{1 + k % 28:02d}/{1 + k % 12:02d}/2024" for k in range(40)]))
+    other = domain.read(table("x;y\n03/04/2024;a\n05/06/2024;b\n", "other.csv"), columns=Columns(target=("y",)))
+    assert column(other, "x").tolist() == [dt.date(2024, 4, 3), dt.date(2024, 6, 5)] and other.findings == []
+    fresh = Table().read(table("x;y\n03/04/2024;a\n05/06/2024;b\n", "other.csv"), columns=Columns(target=("y",)))
+    assert column(fresh, "x")[0] == np.datetime64("2024-03-04")
 
 
 def test_columns_that_told_nothing_are_not_missed(table):  # noqa: F811
@@ -242,5 +251,6 @@ def test_a_table_of_a_run_before_there_were_styles_is_opened():
 def test_open_inputs_reads_a_column_as_it_is_told_to(table):  # noqa: F811
     path = table("when\n03/04/2024\n", "one.csv")
     for style, month in (("%d/%m/%Y", 4), ("%m/%d/%Y", 3)):
-        (found,), _, _ = tables.open_inputs(path, ["when"], kinds="M", styles={"when": style})
+        with delimited.written_as({"when": style}):
+            (found,), _, _ = tables.open_inputs(path, ["when"], kinds="M")
         assert found.astype("M8[M]").astype(int) % 12 + 1 == month

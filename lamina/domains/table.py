@@ -33,6 +33,7 @@ from lamina.findings import Finding
 from lamina.nets.tabular import UNKNOWN
 from lamina.recipe import Recipe, share
 from lamina.sources import Examples, Source, tables
+from lamina.sources.delimited import written_as
 from lamina.targets.base import Target
 
 KINDS = ("number", "boolean", "date", "category", "text")
@@ -421,9 +422,10 @@ class Table(Domain):
 
     def open_inputs(self, path: str) -> tuple[Any, list[str]]:
         """A table to predict on; its columns are found by their names, what is missing or new is said."""
-        columns, ids, told = tables.open_inputs(
-            path, self.features or [], None, kinds=self.letters, styles=self.styles, missing="gap", idle=self._idle()
-        )
+        with written_as(self.styles):
+            columns, ids, told = tables.open_inputs(
+                path, self.features or [], None, kinds=self.letters, missing="gap", idle=self._idle()
+            )
         _warn(told)
         return columns, ids
 
@@ -464,7 +466,8 @@ class Table(Domain):
         return Source("tiny table", Examples(columns, np.array(["rose", "iris", "daisy"])[kind], "table", titles))
 
     def read(self, source: Any, **options: Any) -> Source:
-        return source if isinstance(source, Source) else super().read(source, **options)
+        with written_as(self.styles):
+            return source if isinstance(source, Source) else super().read(source, **options)
 
 
 class Dense(nn.Module):

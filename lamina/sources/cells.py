@@ -136,7 +136,8 @@ def _words(values: Any, asked: Reading, name: str, decimal: str, answers: bool) 
                 is_gap[k] = False
     markers = {different[k]: int(counts[k]) for k in np.flatnonzero(is_gap) if different[k]}
     style = asked.styles.get(name, "")
-    found = None if keep or kind in ("O", "M") else _numbers(different, is_gap, counts, style or decimal, not style)
+    mark = style if style in numerals.OTHER else ""
+    found = None if keep or kind in ("O", "M") else _numbers(different, is_gap, counts, mark or decimal, not mark)
     share, odd = (0.0, {}) if found is None else (found.share, found.odd)
     if found is not None:
         few = len(different) - len(odd) - int(is_gap.sum()) <= 20
@@ -149,7 +150,7 @@ def _words(values: Any, asked: Reading, name: str, decimal: str, answers: bool) 
             return found
     if not keep and not answers and kind in (None, "M") and share < _MIXED:
         words = [None if gap else word for word, gap in zip(different, is_gap, strict=True)]
-        when = dates.read(words, counts, asked.day_first, style if kind == "M" else "")
+        when = dates.read(words, counts, asked.day_first, "" if mark else style)
         if when is not None:
             lost = np.isnat(when.values) & ~is_gap
             return Column(

@@ -81,7 +81,18 @@ class Reading:
 
 _meant: ContextVar[Reading | None] = ContextVar("reading", default=None)
 beside: ContextVar[tuple[str, ...]] = ContextVar("beside", default=())  # columns that are no inputs, as everybody knows
+_styles: ContextVar[dict[str, str] | None] = ContextVar("styles", default=None)
 ASKED = tuple(f.name for f in fields(Reading) if f.name not in ("kinds", "styles", "strict"))
+
+
+@contextmanager
+def written_as(styles: dict[str, str]) -> Iterator[None]:
+    """Cells of sources that are opened within are written as those of another were: see `cells.Column.style`."""
+    token = _styles.set(styles)
+    try:
+        yield
+    finally:
+        _styles.reset(token)
 
 
 @contextmanager
@@ -100,7 +111,7 @@ def read_as(options: Mapping[str, Any], known: Sequence[str] = ()) -> Iterator[N
 def reading(options: Mapping[str, Any] | None) -> Reading:
     """`source_arg` as it was given -> a Reading; UsageError with all that is wrong in it."""
     if not options and (meant := _meant.get()) is not None:
-        return meant
+        return replace(meant, styles=_styles.get() or {})
     found: dict[str, Any] = {}
     mistakes = []
     for name, entry in (options or {}).items():
@@ -132,7 +143,7 @@ def reading(options: Mapping[str, Any] | None) -> Reading:
                 mistakes.append(f"separator in source_arg is {entry!r}; it is ; , | tab, space or a few characters.")
     if mistakes:
         raise UsageError("\n".join(mistakes), fix="--source-arg NAME=VALUE")
-    return Reading(**found)
+    return Reading(**found, styles=_styles.get() or {})
 
 
 @dataclass

@@ -443,20 +443,18 @@ def open_inputs(
     options: dict[str, Any] | None = None,
     *,
     kinds: Sequence[str] | None = None,
-    styles: dict[str, str] | None = None,
     missing: str = "error",
     idle: Container[str] = (),
 ) -> tuple[tuple[np.ndarray, ...], list[str], list[Finding]]:
     """A table to predict on, from a file or standard input (`-`) -> the columns of these names, in this order, what each row
     is called, and what was found. A column called `id` that is no input names the rows.
 
-    kinds: of the columns in training, a letter each (f, b, M, O), and styles, so that a column is read as it was then.
+    kinds: of the columns in training, a letter each (f, b, M, O), so that a column is read as it was then.
     missing: "error" or "gap", for a column that is not there. idle: columns that nobody misses. New columns are left out, and
     told."""
     from lamina.sources import places
 
-    asked = replace(delimited.reading(options), kinds=dict(zip(names, kinds or (), strict=False)),
-                    styles=styles or {})  # fmt: skip
+    asked = replace(delimited.reading(options), kinds=dict(zip(names, kinds or (), strict=False)))
     if path == "-":
         data = sys.stdin.buffer.read()
         begin = data.lstrip(b"\xef\xbb\xbf \r\n")[:1]
