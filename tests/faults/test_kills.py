@@ -35,7 +35,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX signals")
 
 SEED = int(os.environ.get("LAMINA_SEED", 0))
 EVERY = 3  # steps between checkpoints
-COMMON: dict[str, Any] = {
+COMMON: dict[str, Any] = {  # what would be measured is said: while others are at work another run might choose otherwise
+    "precision": "fp32",
     "batch_size": 8, "epochs": 3, "seed": 5, "valid": 0.25, "threads": 1, "checkpoint_every": f"{EVERY}steps", "keep": "best",
     "quiet": True, "baselines": False, "report": False,
 }  # fmt: skip
@@ -77,8 +78,7 @@ RUNS: dict[str, dict[str, Any]] = {  # what a run must survive, together; each b
         **MLP, "precision": "bf16", "optimizer": "sgd", "optimizer_arg": {"momentum": 0.9}, "schedule": "plateau",
         "schedule_arg": {"patience": 0}, "augment": "shift=1", "cutmix": 1.0, "clip_value": 0.5,
     },
-    # Its precision is said: what is measured while others are at work may be another for a run that is begun again.
-    "photographs, norms": {"net": "resnet", "augment": "crop=2,flip", "epochs": 1, "precision": "fp32"},
+    "photographs, norms": {"net": "resnet", "augment": "crop=2,flip", "epochs": 1},
     "table": {},
     "texts": {"epochs": 2},
     "dataset": {"net": Net, "workers": 0, "ema": 0.9, "accumulate": 2, "clip_norm": 1.0},
