@@ -39,6 +39,8 @@ def examples(
     found = list(table.findings)
     why: dict[str, str] = {}
     _known(table, columns, asked)
+    if only is not None:
+        asked = replace(asked, text=(*asked.text, only))  # 7a is the name of a picture
     left = [name for name in table.names if name not in columns.ignore]
     split = _split_column(table, left, columns) if columns.split is None else columns.split or None
     if split is not None and columns.split is None:
