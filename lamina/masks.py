@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 LARGE = 8_192  # numbers: torch takes 0.1 ms for them, which is a third of a small net's step
-_PLACES = torch.tensor([[1], [4], [16], [64]], dtype=torch.uint8)  # of two bits in a byte
 RARE = 1 / 256  # of ones, or of zeros: a probability of this is met to within 0.2 %
+_PLACES = torch.tensor([[1], [4], [16], [64]], dtype=torch.uint8)  # of two bits in a byte
 
 
 def fill(mask: Tensor, p: float = 0.5, *, generator: torch.Generator | None = None) -> Tensor:
@@ -29,8 +29,8 @@ def fill(mask: Tensor, p: float = 0.5, *, generator: torch.Generator | None = No
     words = torch.empty(-(-n * bits // 64), dtype=torch.int64, device="cpu").random_(-(2**63), None)  # of 64 bits
     dense = mask.is_contiguous() or (mask.ndim == 4 and mask.is_contiguous(memory_format=torch.channels_last))
     dense = dense and (bits != 2 or n % 4 == 0)
-    size = 4 * -(-n // 4)
-    # in the order of memory
+    size = 4 * -(-n // 4)  # four quarters of the same length
+    # The mask in the order of memory.
     flat = mask.as_strided((n,), (1,), mask.storage_offset()) if dense else mask.new_empty(size)
     if bits == 2:
         drawn = words.view(torch.uint8)[: size // 4] & 3 * _PLACES  # two bits of each byte for each quarter of the mask

@@ -37,6 +37,14 @@ def test_dates_come_out_as_python_wrote_them(table, day, time):  # noqa: F811
     assert column(source, "x").astype(f"M8[{unit}]").tolist() == np.array(DAYS, f"M8[{unit}]").tolist()
 
 
+def test_times_with_fractions_of_a_second_are_dates():
+    words = ["2024-01-31T12:30:00.25", "2024-02-01T00:00:00.125"]
+    source = sources.open(
+        {"x": words * 20, "n": list(range(40)), "y": ["a", "b"] * 20}, columns=Columns(("y",), times="x")
+    )
+    assert source.train.times[:2].tolist() == [dt.datetime.fromisoformat(f"{word:0<26}") for word in words]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.dates(dt.date(1900, 1, 1), dt.date(2100, 1, 1)), min_size=1, max_size=30), st.sampled_from(dates._DAYS)

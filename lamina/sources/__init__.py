@@ -68,9 +68,7 @@ class Examples:
     labels: list[str] | None = None  # of the classes, where truth holds their numbers 0..K-1 and their names are known
     groups: np.ndarray | None = None  # (N,) who belongs together and must not be split
     times: np.ndarray | None = None  # (N,) when
-    styles: dict[str, str] = field(
-        default_factory=dict
-    )  # how a table's cells were written, by column: `cells.Column.style`
+    styles: dict[str, str] = field(default_factory=dict)  # of a table's columns how they were written: `cells.Column`
 
     @property
     def count(self) -> int | None:
@@ -193,13 +191,13 @@ def describe(examples: Examples) -> str:
 
 
 def _open(source: Any, data_dir: str | Path | None, columns: Columns, asked: Reading) -> Source:
-    from lamina.sources import arrays, formats, places, tables
+    from lamina.sources import arrays, delimited, formats, places, tables
 
     name = named(source)
     if name is not None and name not in SAMPLES:
         opened = places.read(name, columns, asked)
     elif formats.is_table(source):
-        asked.only(("missing", "text", "lower", "day_first"), "a table in memory")
+        asked.only(delimited.OF_CELLS, "a table in memory")
         opened = tables.source(formats.given(source), columns, asked)
     elif isinstance(source, tuple) and len(source) == 2 and formats.is_table(source[0]) and not _is_array(source[0]):
         opened = tables.source_with_answers(*source, columns, asked)

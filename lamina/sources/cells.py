@@ -17,7 +17,7 @@ import numpy as np
 from lamina.errors import DataError
 from lamina.findings import Finding
 from lamina.sources import dates, numerals
-from lamina.sources.delimited import NUMBER, Reading, Table
+from lamina.sources.delimited import Reading, Table
 from lamina.sources.formats import as_word
 
 _GAPS = {"", "na", "n/a", "nan", "null", "none", "?", "-", "<na>", "#n/a"}
@@ -26,7 +26,6 @@ _WORDS_TOO = {"none", "-"}  # that may be the name of a class
 _FEW = 1000  # different words of a column that are compared with each other, or by which it is judged what they are
 _NUMERIC = 0.8  # share of numbers above which the other cells of a column are gaps
 _MIXED = 0.5  # and above which it is told that it is taken as words
-_NUMBER = re.compile(NUMBER)
 _CODE = re.compile(r"0\d+")
 
 
@@ -96,8 +95,8 @@ def _finite(number: np.ndarray, values: Any, missing: tuple[str, ...]) -> Column
                 markers[word] = count
         number[infinite] = np.nan
     for word in missing:
-        if _NUMBER.fullmatch(word):
-            number[number == float(word)] = np.nan
+        if (gap := numerals.plain(word, ".")) is not None:
+            number[number == gap] = np.nan
     return Column(number, markers, {})
 
 
@@ -143,7 +142,9 @@ def _words(values: Any, asked: Reading, name: str, decimal: str, answers: bool) 
         few = len(different) - len(odd) - int(is_gap.sum()) <= 20
         named = answers and few and found.unit.isalpha()  # classes such as 4G and 5G
         if not named and (share == 1.0 or kind == "f" or (share >= _NUMERIC and not (answers and few))):
-            over = {word: n for word, n in odd.items() if word.casefold() in _OVER or _NUMBER.fullmatch(word)}
+            over = {
+                word: n for word, n in odd.items() if word.casefold() in _OVER or numerals.plain(word, ".") is not None
+            }
             found.values = np.append(found.values, np.nan)[places]
             found.markers, found.odd = markers | over, {word: n for word, n in odd.items() if word not in over}
             found.share = 1.0
@@ -178,11 +179,16 @@ def _numbers(different: list[str], is_gap: np.ndarray, counts: np.ndarray, decim
     """The different values as numbers, NaN for those that are none, which are counted in `odd`; and the share of numbers. None
     where there are hardly any. guess: the decimal mark may be the other one."""
     words = [(k, word) for k, word in enumerate(different) if not is_gap[k]]
-    marks = (decimal, numerals.OTHER[decimal]) if guess else (decimal,)
-    if not any(
-        numerals.plain(word, decimal) is not None or any(numerals.dressed(word, mark) for mark in marks)
-        for _, word in words[:_FEW]
-    ):
+    some = [word for _, word in words[:_FEW]]
+
+    def dressed() -> list[str]:
+        """The decimal marks with which half of the first are numbers in another dress: 1,234 or $5 or 12 kg."""
+        marks = (decimal, numerals.OTHER[decimal]) if guess else (decimal,)
+        return [
+            mark for mark in marks if 2 * sum(numerals.dressed(word, mark) is not None for word in some) >= len(some)
+        ]
+
+    if not any(numerals.plain(word, decimal) is not None for word in some) and not (some and dressed()):
         return None
     if any(_CODE.fullmatch(word) for _, word in words) and all(word.isdecimal() for _, word in words):
         return None  # 007 is no number
@@ -201,14 +207,10 @@ def _numbers(different: list[str], is_gap: np.ndarray, counts: np.ndarray, decim
     infinite = sum(odd.values()) - told
     share = 1.0 - told / max(1, total - infinite) if total > infinite else 0.0
     best = Column(read, {}, odd, share)
-    if share < _NUMERIC and odd:  # are they numbers in another dress: 1,234 or $5 or 12 kg?
-        some = [word for _, word in words[:_FEW]]
-        for mark in marks:
-            if sum(numerals.dressed(word, mark) is not None for word in some) < 0.5 * len(some):
-                continue
-            dressed = _without_dress(words, len(different), counts, total, mark)
-            if dressed is not None and dressed.share > max(best.share, _NUMERIC):
-                best = dressed
+    for mark in dressed() if share < _NUMERIC and odd else ():
+        other = _without_dress(words, len(different), counts, total, mark)
+        if other is not None and other.share > max(best.share, _NUMERIC):
+            best = other
     return best
 
 

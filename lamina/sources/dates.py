@@ -1,7 +1,7 @@
 """Dates that are written as words: 31.01.2026, 1/31/26 2:05 PM, 31 Jan 2026, 2026年1月31日.
 
 In: different words of a column, and how often each occurs. Out: datetime64 with NaT for what is no date, and the style that
-reads most of them; None where they are no dates. Called by `lamina.sources.cells` and `lamina.sources.tables`.
+reads most of them; None where they are no dates. Called by `lamina.sources.cells`.
 
 A style is one of `strptime`. Where the day and the month can be told apart by no cell (3/4/2026), points and hyphens mean
 that the day stands first, and strokes that the month does, unless somebody says otherwise.
@@ -20,9 +20,10 @@ _DAYS = (
     "%m/%d/%y", "%d/%m/%y", "%d %b %Y", "%d. %b %Y", "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%b %d %Y", "%Y年%m月%d日",
 )  # fmt: skip
 _TIMES = ("", " %H:%M:%S", " %H:%M", "T%H:%M:%S", "T%H:%M", " %I:%M:%S %p", " %I:%M %p")
+_FRACTIONS = "%Y-%m-%dT%H:%M:%S.%f"  # 2026-01-31T12:30:00.25, which Arrow reads by a cast
 _OTHER = {"%m/%d/%Y": "%d/%m/%Y", "%m/%d/%y": "%d/%m/%y", "%d-%m-%Y": "%m-%d-%Y", "%d.%m.%Y": "%m.%d.%Y"}
 _LOOKS = re.compile(
-    r"\d{1,4}([./-])\d{1,2}\1\d{2,4}(?!\d|[./-]).{0,15}|\d{1,2}\.?[ -][A-Za-z]{3,9}[ -]\d{2,4}.{0,15}"
+    r"\d{1,4}([./-])\d{1,2}\1\d{2,4}(?!\d|[./-]).{0,20}|\d{1,2}\.?[ -][A-Za-z]{3,9}[ -]\d{2,4}.{0,15}"
     r"|[A-Za-z]{3,9} \d{1,2},? \d{4}.{0,15}|\d{4}年\d{1,2}月\d{1,2}日.{0,15}"
 )
 _LEAST = 0.9  # of the cells are dates
@@ -42,12 +43,11 @@ def read(
 ) -> Dates | None:
     """words: different ones, None for a gap. style: what they are to be read by, where that is known."""
     some = [word for word in words if word is not None]
-    if not style and sum(_LOOKS.fullmatch(word) is not None for word in some[:_FIRST]) < _LEAST * len(some[:_FIRST]):
-        return None
-    if not some:
+    first = some[:_FIRST]
+    if not some or (not style and sum(_LOOKS.fullmatch(word) is not None for word in first) < _LEAST * len(first)):
         return None
     total = sum(int(count) for word, count in zip(words, counts, strict=True) if word is not None)
-    styles = [style] if style else _fitting(some[:_FIRST])
+    styles = [style] if style else _fitting(first)
     best, share = None, 0.0
     for one in styles:
         values = parsed(words, one)
@@ -61,7 +61,7 @@ def read(
 
 def _fitting(words: Sequence[str]) -> list[str]:
     """The styles that read most of a few words."""
-    found = [day + time for day in _DAYS for time in _TIMES]
+    found = [*(day + time for day in _DAYS for time in _TIMES), _FRACTIONS]
     return [style for style in found if np.isnat(parsed(words, style)).sum() <= (1 - _LEAST) * len(words)]
 
 
@@ -84,7 +84,14 @@ def parsed(words: Sequence[str | None], style: str) -> np.ndarray:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    read = pc.strptime(pa.array(words, pa.string()), format=style, unit="us", error_is_null=True)
+    column = pa.array(words, pa.string())
+    if style == _FRACTIONS:
+        try:
+            read = column.cast(pa.timestamp("us"))
+        except pa.ArrowInvalid:
+            read = pa.nulls(len(column), pa.timestamp("us"))
+    else:
+        read = pc.strptime(column, format=style, unit="us", error_is_null=True)
     values = read.to_numpy(zero_copy_only=False).astype("datetime64[us]")
     low, high = np.datetime64(_YEARS[0]), np.datetime64(_YEARS[1])
     values[~((values >= low) & (values < high))] = np.datetime64("NaT")

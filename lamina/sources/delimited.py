@@ -82,6 +82,7 @@ class Reading:
 _meant: ContextVar[Reading | None] = ContextVar("reading", default=None)
 beside: ContextVar[tuple[str, ...]] = ContextVar("beside", default=())  # columns that are no inputs, as everybody knows
 _styles: ContextVar[dict[str, str] | None] = ContextVar("styles", default=None)
+OF_CELLS = ("missing", "text", "lower", "day_first")  # that say something of every kind of table
 ASKED = tuple(f.name for f in fields(Reading) if f.name not in ("kinds", "styles", "strict"))
 
 

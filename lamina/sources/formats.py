@@ -44,12 +44,9 @@ def _file(path: Path, name: str, asked: Reading) -> Table:
         raise DataError(f"{name} is {kind}.", fix="save it as CSV, .xlsx or Parquet")
     data = archives.plain(path, name)
     if ending in LINES:
-        asked.only(("encoding", "missing", "text", "lower", "day_first"), f"{name}, which holds JSON")
+        asked.only(("encoding", *delimited.OF_CELLS), f"{name}, which holds JSON")
         return of_json(data, name, asked)
-    asked.only(
-        ("separator", "encoding", "decimal", "header", "quote", "missing", "text", "lower", "day_first"),
-        f"{name}, a text file",
-    )
+    asked.only(("separator", "encoding", "decimal", "header", "quote", *delimited.OF_CELLS), f"{name}, a text file")
     return delimited.read(data, name, ending, asked)
 
 
@@ -62,7 +59,7 @@ def _parquet(path: Path, name: str, asked: Reading) -> Table:
     import pyarrow as pa
     from pyarrow import parquet
 
-    asked.only(("missing", "text", "lower", "day_first"), f"{name}, a Parquet file")
+    asked.only(delimited.OF_CELLS, f"{name}, a Parquet file")
     try:
         table = parquet.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
@@ -172,7 +169,7 @@ def as_word(value: Any) -> str | None:
 
 
 def _excel(path: Path, name: str, asked: Reading) -> Table:
-    asked.only(("sheet", "header", "missing", "text", "lower", "day_first"), f"{name}, an Excel file")
+    asked.only(("sheet", "header", *delimited.OF_CELLS), f"{name}, an Excel file")
     try:
         import openpyxl
     except ImportError:

@@ -401,7 +401,7 @@ def matched(
     have = list(other.names or [])
     lost = [name for name in names if name not in have]
     needed = [name for name in names if name not in idle]
-    missed = [name for name in lost if name in needed]
+    missed = [name for name in lost if name not in idle]
     found = []
     if missed:
         hints = "; ".join(f"{name!r}: {near(name, have)}" for name in missed[:3])
