@@ -5,8 +5,9 @@
 DIR holds the four IDX files. `hand` is the loop by hand at the best of several batch sizes, which each process tries first:
 pictures that lie there as scaled floats, `inference_mode`, `argmax`. `hand, from bytes` scales each batch of bytes itself,
 as whoever is given pictures must. Of Lamina: `classes alone` is what a run does for a class a picture, from bytes; `predict`
-gives labels, confidence and probabilities too; `evaluate` measures all scores with their 95 % intervals; `validate` is what
-an epoch of training ends with, loss and accuracy. The first pass of each process warms up and does not count.
+gives labels, confidence and probabilities too, and whether each is unlike those learned from; `evaluate` measures all scores
+with their 95 % intervals; `validate` is what an epoch of training ends with, loss and accuracy. The first pass of each process
+warms up and does not count.
 """
 
 from __future__ import annotations
@@ -100,6 +101,10 @@ def predict(asked: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     return of_lamina(asked, clock, lambda run, x, y: run.predict(x))
 
 
+def predict_alone(asked: argparse.Namespace, clock: Clock) -> dict[str, Any]:
+    return of_lamina(asked, clock, lambda run, x, y: run.predict(x, unlike=False))
+
+
 def evaluate(asked: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     return of_lamina(asked, clock, lambda run, x, y: run.evaluate((x, y)))
 
@@ -135,6 +140,7 @@ CONTENDERS = {
     "hand, from bytes": hand_from_bytes,
     "lamina, classes alone": classes_alone,
     "lamina, predict": predict,
+    "lamina, predict, unlike=False": predict_alone,
     "lamina, validate": validate,
     "lamina, evaluate": evaluate,
 }
