@@ -406,6 +406,27 @@ def test_a_dataset_that_holds_an_open_file_is_not_copied_unasked(tmp_path, monke
     assert b.DatasetBatches(dataset).choose_workers() > 0
 
 
+def test_files_that_others_close_or_write_meanwhile_say_nothing_of_a_dataset(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "WORTH", 0.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    (tmp_path / "x").write_bytes(bytes(range(200)))
+    read_elsewhere, log, pipes = (tmp_path / "x").open("rb"), (tmp_path / "log").open("wb", buffering=0), []
+
+    def beside_others(k):
+        read_elsewhere.close()
+        log.write(b"a line")
+        pipes.extend(os.pipe())
+        return torch.tensor([k]), k
+
+    try:
+        walk = b.DatasetBatches(Items(beside_others, 200), batch_size=8)
+        assert walk.choose_workers() > 0, walk.why
+    finally:
+        log.close()
+        for end in pipes:
+            os.close(end)
+
+
 def test_the_choice_changes_no_batch(monkeypatch):
     expected = read(Items(KINDS["tensor and int"]), epochs=(0, 1))
     monkeypatch.setattr(datasets, "WORTH", 0.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -208,7 +209,8 @@ class DatasetBatches(Epochs):
             return 0, "a first item could not be read"  # whoever walks to it is told which, and why
         words = f"an item takes {1e6 * seconds:,.0f} us"
         count = self._positions._length
-        if _places() != before or _holds_a_file(self.reader.dataset):
+        moved = _places().items() - before.items()  # a file that another thread closed meanwhile tells nothing
+        if moved or _holds_a_file(self.reader.dataset):
             return 0, "the Dataset reads from a file that it holds open, which processes cannot share"
         if seconds * count < WORTH:
             return 0, f"{words}, {count:,} of them {seconds * count:.2g} s"
@@ -272,12 +274,16 @@ def traits(dataset: Any, most: int = 2000) -> list[Any]:
     return found
 
 
-def _places() -> dict[str, str]:
-    """Where every file that is open stands: a Dataset that moves such a place must not be copied."""
+def _places() -> dict[str, tuple[str, str]]:
+    """Which plain files are open for reading, and where each stands: a Dataset that moves such a place must not be copied.
+    Pipes, logs that are only written to, and standard input and output belong to others."""
     found = {}
-    for line in Path("/proc/self/fdinfo").glob("*"):
+    for descriptor in Path("/proc/self/fd").glob("*"):
         try:
-            found[line.name] = line.read_text().splitlines()[0]
+            place, flags = Path(f"/proc/self/fdinfo/{descriptor.name}").read_text().split("\n")[:2]
+            reads = int(flags.split()[1], 8) & os.O_ACCMODE != os.O_WRONLY
+            if reads and int(descriptor.name) > 2 and descriptor.is_file():
+                found[descriptor.name] = str(descriptor.readlink()), place
         except OSError:  # the one that lists them
             continue
     return found
