@@ -249,7 +249,7 @@ def test_a_run_names_people_compares_unseen_ones_and_learns_a_new_one_without_tr
     seen = truth < 8
     run = lamina.train(
         (pictures[seen][:900], truth[seen][:900]), task="embedding", net="convnet", epochs=6, runs=runs, quiet=True,
-        report=False, batch_size=64, learning_rate=6e-3, task_arg={"dimensions": 128},
+        report=False, batch_size=64, learning_rate=6e-3, task_arg={"dimensions": 128}, threads=1,
     )  # fmt: skip
     assert run.headline.score == "accuracy" and run.headline.value > 0.9
     again = lamina.load(run.folder)
@@ -262,4 +262,5 @@ def test_a_run_names_people_compares_unseen_ones_and_learns_a_new_one_without_tr
     assert similarity.mean() > other.mean() and same.dtype == bool
     again.enroll("eight", new[who == 8][:30])
     told = lamina.load(run.folder).predict(new[who == 8][30:])
-    assert (told.prediction == "eight").mean() > 0.5
+    nines = lamina.load(run.folder).predict(new[who == 9])
+    assert (told.prediction == "eight").mean() > 0.2 + (nines.prediction == "eight").mean()
