@@ -34,12 +34,12 @@ from lamina import (
     optimizers,
     penalties,
     pieces,
+    processes,
     schedules,
     trial,
     views,
 )
 from lamina.batches import Batch, balanced, keeping_generators
-from lamina.batches import workers as processes
 from lamina.errors import LaminaError, ResourceError, UsageError, near, out_of_memory
 from lamina.finder import find_learning_rate
 from lamina.recipe import Origin, Recipe

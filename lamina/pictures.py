@@ -26,8 +26,6 @@ import mmap
 import multiprocessing
 import os
 import shutil
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +38,8 @@ from typing import Any
 import numpy as np
 
 from lamina import files, mapped
-from lamina.batches.workers import cores, die_with
 from lamina.errors import LaminaError, ResourceError, printable
+from lamina.processes import cores, in_main_thread, settle
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pbm", ".pnm", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "PPM", "TIFF")  # none of those that run other programs
@@ -388,9 +386,8 @@ class _Work:
         global _work
         if count > 1 and len(self.paths) >= _PROCESSES and hasattr(os, "fork"):
             _work = self
-            alone = threading.current_thread() is threading.main_thread()
             context = multiprocessing.get_context("fork")
-            with ProcessPoolExecutor(count, context, _begin, (os.getpid() if alone else 0,)) as processes:
+            with ProcessPoolExecutor(count, context, settle, (os.getpid(), in_main_thread())) as processes:
                 try:
                     yield processes, _piece
                 finally:
@@ -398,13 +395,6 @@ class _Work:
         else:
             with ThreadPoolExecutor(count) as threads:
                 yield threads, self.piece
-
-
-def _begin(parent: int) -> None:
-    """In a new process: Ctrl-C is its parent's matter, and it ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if parent:
-        die_with(parent)
 
 
 def _piece(piece: slice) -> _Part | None:

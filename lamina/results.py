@@ -6,15 +6,17 @@ run.json in the run's folder, and what a person reads on the terminal. Called by
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from lamina import baselines, data, devices, evaluate, files, inspection, mapped, names, splits, weights
+from lamina import baselines, data, devices, evaluate, files, inspection, mapped, names, processes, splits, weights
 from lamina import job as jobs
 from lamina import recipe as recipes
 from lamina import run as runs_
@@ -22,7 +24,8 @@ from lamina import state as states
 from lamina.baselines import kmeans
 from lamina.history import History
 from lamina.job import Job
-from lamina.report import writing
+from lamina.report import page, writing
+from lamina.report.painting import Painted
 
 TRAIN_SCORE_MOST = 10_000  # training examples scored at the end, to show the gap to the test
 
@@ -34,16 +37,21 @@ def finish(job: Job, state: states.TrainState, history: History, loaded_seconds:
     _remember(job)
     _calibrate(job)
     inspection.familiarise(job)
-    inspection.doubt(job)
     facts = _measure(job)
     scores = facts["scores"]
+    painted: Callable[[], dict[str, Painted]] | None = None
+    if job.recipe.report:
+        facts |= {"history": history.rows, "kept": job.recipe.keep}
+        painted = processes.beside(partial(writing.painted, writing.draw(folder, job.data, facts)))
+    with processes.sharing() if painted is not None else nullcontext():
+        inspection.doubt(job)
+        simple = facts["baselines"] = _simple_models(job, facts)
     told = runs_.read_json(folder / "data.json")
     told["task"]["state"] = job.data.target.state()
     told["findings"] = [finding.state() for finding in job.data.findings]
     if job.data.aside is not None and job.data.aside.reasons:
         told["set_aside"] = job.data.aside.state_dict()
     runs_.write_json(folder / "data.json", told)
-    simple = facts["baselines"] = _simple_models(job, facts)
     headline = scores[0] if scores else None  # of the test split, else of validation, else of training
     same = [entry for entry in simple if headline and entry["score"] == headline["score"]]
     runs_.write_json(folder / "scores.json", {"scores": scores, "baselines": simple})
@@ -66,8 +74,8 @@ def finish(job: Job, state: states.TrainState, history: History, loaded_seconds:
         },
     )
     words = _words(job, scores, history)
-    if job.recipe.report:
-        _report(job, {**facts, "history": history.rows, "words": words})
+    if painted is not None:
+        _report(job, {**facts, "words": words}, painted)
     job.facts["seconds"]["total"] = round(time.monotonic() - job.began, 3)
     job.facts["status"] = "done"
     runs_.write_json(folder / "run.json", job.facts)
@@ -172,7 +180,7 @@ def _simple_models(job: Job, facts: dict[str, Any]) -> list[dict[str, Any]]:
 
     return baselines.baselines(
         loaded.target.baseline or loaded.target.name,
-        {name: functools.partial(plain, name) for name in (*loaded.target.simple, *loaded.domain.simple)},
+        {name: partial(plain, name) for name in (*loaded.target.simple, *loaded.domain.simple)},
         loaded.target.people(truth.numpy()),
         facts["truth"],
         loaded.target.measures(),
@@ -331,7 +339,7 @@ def _closing(job: Job, simple: list[dict[str, Any]], words: list[str]) -> None:
         job.screen.closing(headline, simple, str(job.folder), paths, _commands(job), words)
 
 
-def _report(job: Job, facts: dict[str, Any]) -> None:
+def _report(job: Job, facts: dict[str, Any], painted: Callable[[], dict[str, Painted]]) -> None:
     facts["settings"] = [
         (name, value, *job.origins.get(name, ("default", "")))
         for name in recipes.FIELDS
@@ -341,4 +349,6 @@ def _report(job: Job, facts: dict[str, Any]) -> None:
     facts["telling"] = job.data.domain.telling(job.net, job.data.target)
     facts["findings"] = [found.state() for found in job.data.findings]
     facts["split"] = {part: job.data.size(part) for part in data.PARTS if job.data.size(part)}
-    writing.write(job.folder, job.data, {**facts, "run": {**job.facts, "status": "done"}})
+    facts["run"] = {**job.facts, "status": "done"}
+    page.load()
+    writing.write(job.folder, facts, painted())

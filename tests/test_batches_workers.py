@@ -17,8 +17,8 @@ from torch.utils.data import Dataset, TensorDataset, default_collate, get_worker
 
 import lamina
 from lamina import batches as b
-from lamina import trial
-from lamina.batches import datasets, items, workers
+from lamina import processes, trial
+from lamina.batches import datasets, items
 from lamina.batches.generators import states
 from lamina.errors import DataError, ResourceError, UsageError
 
@@ -198,7 +198,7 @@ def test_a_dataset_sees_which_worker_it_is_in():
 
 def test_where_processes_cannot_be_copied_a_dataloader_reads(monkeypatch):
     plain = read(Items(KINDS["nested"]))
-    monkeypatch.setattr(workers, "CAN", False)
+    monkeypatch.setattr(processes, "CAN", False)
     assert read(Items(KINDS["nested"]), workers=2) == plain
     with pytest.raises(DataError, match="Example 7 "):
         read(Items(lambda k: (k, 1 // (k - 7))), workers=2)

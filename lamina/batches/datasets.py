@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from lamina.batches import workers as processes
+from lamina import processes
+from lamina.batches import workers
 from lamina.batches.aside import SetAside, without
 from lamina.batches.batch import Batch, Epochs, Order, moved, tensor, unpack
 from lamina.batches.columns import Batches
@@ -184,8 +185,8 @@ class DatasetBatches(Epochs):
             self._pool.append((self._start(), now))
         yield from self._pool[0][0].read(epoch, plan)
 
-    def _start(self) -> processes.Readers:
-        return processes.Readers(self.reader, self.workers or 1, self.batch_size, self._positions._length)
+    def _start(self) -> workers.Readers:
+        return workers.Readers(self.reader, self.workers or 1, self.batch_size, self._positions._length)
 
     def choose_workers(self, step: float | None = None) -> int:
         """How many processes read ahead, where nobody said: measured on a few items, as many as keep up with steps of so

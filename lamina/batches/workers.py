@@ -7,26 +7,22 @@ one form are sent as they are.
 
 Memory is bounded: a worker holds `AHEAD` batches at most, read or being read. One that dies, or is `TIMEOUT` seconds at one
 example while it is waited for, is replaced, and another reads the same batches; where one example ends several, it is named.
-A worker is the first that the system ends when memory runs out, and ends with the process that made it.
+Elsewhere than where processes can be copied, a DataLoader does it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import mmap
 import multiprocessing
 import os
 import signal
-import sys
-import threading
 import time
 import traceback
 import warnings
 from collections.abc import Iterator
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,20 +31,14 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from torch.utils.data._utils import worker as torch_worker
 
-from lamina import errors
+from lamina import errors, processes
 from lamina.batches.items import Form, Leaf, Reader, outline
 from lamina.errors import LaminaError, ResourceError
 
 AHEAD = 3  # batches a worker holds
 TIMEOUT = 300.0  # seconds at one example, from which on a worker hangs
 DEATHS = 3  # workers that one example may end
-CAN = hasattr(os, "memfd_create") and hasattr(os, "fork")  # elsewhere a DataLoader does it
 _WALK, _AT = 0, 1  # places in the memory all share: the walk under way (0: the end), then what each worker is reading
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Readers:
@@ -212,7 +202,7 @@ class _Worker:
             target=_work,
             args=(
                 os.getpid(),
-                threading.current_thread() is threading.main_thread(),
+                processes.in_main_thread(),
                 readers.reader,
                 readers.count,
                 number,
@@ -318,18 +308,9 @@ def _work(
     shared: Any, order: Any, file: int,
 ) -> None:  # fmt: skip
     """The life of a worker: requests in, batches out, until the pipe is closed."""
-    if in_main:
-        die_with(parent)
+    processes.settle(parent, in_main)
     for other in others:  # else this process would keep them open, and nobody would see them end
         other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.set_wakeup_fd(-1)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")  # when memory runs out, rather this process than the trainer
-    torch.set_num_threads(1)
-    gc.freeze()  # what came from the parent is not looked through, and its pages stay shared
     torch_worker._worker_info = torch_worker.WorkerInfo(
         id=number, num_workers=count, seed=torch.initial_seed(), dataset=reader.dataset
     )
@@ -397,15 +378,3 @@ def _written(items: list[Any], form: Form | None, rooms: list[list[Tensor]], slo
 def _first(reader: Reader, items: list[Any]) -> Any:
     """The first item of the usual shape, if there is one."""
     return next((item for item in items if reader.lenient and outline(item) == reader.usual), items[0])
-
-
-def die_with(parent: int) -> None:
-    """This process is ended with its parent, in the middle of an item too. Linux ends it with the thread that made it, so
-    that must be the main one."""
-    if sys.platform == "linux":
-        import ctypes
-
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it has ended meanwhile
-            os._exit(0)

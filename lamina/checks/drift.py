@@ -8,6 +8,7 @@ shares for words. It is told where it is large and not due to chance: with Bonfe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,6 +23,7 @@ ROWS = 5000  # looked at on each side
 LARGE = 0.1  # difference of the distributions that is told
 CHANCE = 0.001  # after the correction
 _FEATURES = 200
+_AT_ONCE = 256  # pictures measured together
 
 
 def drift(table: Pool, task: str | None) -> Iterator[Finding]:
@@ -75,9 +77,16 @@ def _measured(table: Pool, here: np.ndarray, there: np.ndarray) -> Iterator[tupl
         latin = [sum(c.isascii() for c in text[:500]) / max(1, len(text[:500])) for text in texts]
         yield "share of plain letters", np.array(latin), True
     elif table.kind == "pictures" and table.columns:
-        some = np.stack([np.asarray(table.columns[0][row], np.float32).reshape(-1) for row in rows])
-        yield "brightness", some.mean(1).astype(np.float64), True
-        yield "contrast", some.std(1).astype(np.float64), True
+        pictures = table.columns[0]
+        size = max(1, math.prod(pictures.shape[1:]))
+        some = [
+            pictures[rows[at : at + _AT_ONCE]].reshape(-1, size).astype(np.float32)
+            for at in range(0, len(rows), _AT_ONCE)
+        ]
+        means = np.concatenate([part.mean(1, dtype=np.float64) for part in some])
+        squares = np.concatenate([np.einsum("nf,nf->n", part, part).astype(np.float64) for part in some]) / size
+        yield "brightness", means, True
+        yield "contrast", np.sqrt(np.maximum(squares - means**2, 0)), True
     else:
         for number, column in enumerate(table.columns):
             if column.dtype.kind in "fiub" and 0 < column[:1].size <= _FEATURES:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamina import augment, mapped, names, pictures, splits
-from lamina.batches.workers import cores
 from lamina.domains.arrays import (
     ARRAY_FILES,
     Scale,
@@ -36,6 +35,7 @@ from lamina.errors import DataError, Unusable, UsageError, near, rows
 from lamina.findings import Finding
 from lamina.keyed import Key
 from lamina.nets import hog, resnet
+from lamina.processes import cores
 from lamina.recipe import Recipe
 from lamina.sources import Examples, Source, describe
 from lamina.sources import open as open_source

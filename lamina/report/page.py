@@ -50,7 +50,7 @@ def page(facts: Mapping[str, Any], figures: Mapping[str, Painted] | None = None)
     run = facts["run"]
     headline = run.get("headline") or next(iter(facts.get("scores") or ()), None)
     simple = [entry for entry in facts.get("baselines") or () if headline and entry["score"] == headline["score"]]
-    return _template().render(
+    return load().render(
         name=facts.get("name") or run.get("name") or _source(run) or "A run",
         run=run,
         headline=headline,
@@ -76,7 +76,8 @@ def page(facts: Mapping[str, Any], figures: Mapping[str, Painted] | None = None)
 
 
 @cache
-def _template() -> Any:
+def load() -> Any:
+    """The page without its facts, which takes longer to read than to fill."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     place = FileSystemLoader(Path(__file__).parent, encoding="utf-8")

@@ -6,44 +6,58 @@ training at the end, and by `lamina report` again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lamina import data, evaluate, files
 from lamina.report import figures, groups, page
-from lamina.report.painting import paint
+from lamina.report.painting import Painted, paint
 from lamina.run import Run, held_out, read_json
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 WORST = 20  # mistakes shown
+Drawn = dict[str, Callable[[], "Figure"]]  # how each figure is drawn, from plain data
 
 
-def write(folder: Path, loaded: data.Data, facts: dict[str, Any]) -> None:
-    """Figures and page of a run. facts: those of `page`, and `truth`, `answers`, `numbers` of the held-out split."""
-    truth, answers, numbers = (facts.pop(name, None) for name in ("truth", "answers", "numbers"))
-    epochs = [row for row in facts["history"] if "event" not in row]
-    drawn: dict[str, Any] = {}
+def draw(folder: Path, loaded: data.Data, facts: dict[str, Any]) -> Drawn:
+    """What is to be painted of a run; what the page tells beside it comes to the facts.
+
+    facts: "history", what the weights were "kept" for, and truth, answers and numbers of the held-out split."""
+    truth, answers, numbers = (facts.get(name) for name in ("truth", "answers", "numbers"))  # type: tuple[Any, Any, Any]
+    facts["history"] = epochs = [row for row in facts["history"] if "event" not in row]
+    drawn: Drawn = {}
     if epochs:
-        kept = facts["run"].get("weights", {}).get("kept") == "best"
-        drawn["curves"] = (
-            figures.curves(epochs)
-            if not kept
-            else figures.curves(epochs, best=files.manifest(folder / "best")["epoch"])
-        )
-    named = loaded.target.name in ("classes", "embedding")
+        best = files.manifest(folder / "best")["epoch"] if facts["kept"] == "best" else None
+        drawn["curves"] = partial(figures.curves, epochs, best=best)
+    if answers is None:
+        return drawn
     # Of people, only where all of them were learned.
-    if answers is not None and named and set(truth) <= set(loaded.target.labels):
-        _classes(loaded, facts, drawn, truth, answers, numbers)
-    if answers is not None and loaded.target.name == "numbers":
-        drawn["scatter"] = figures.scatter(truth, answers.prediction)
-    if answers is not None and loaded.target.name == "clusters":
+    if loaded.target.name in ("classes", "embedding") and set(truth) <= set(loaded.target.labels):
+        _classes(loaded, facts, drawn, truth, answers, np.asarray(numbers))
+    if loaded.target.name == "numbers":
+        drawn["scatter"] = partial(figures.scatter, truth, answers.prediction)
+    if loaded.target.name == "clusters":
         _clusters(loaded, facts, drawn, answers, np.asarray(numbers))
-    painted = {name: paint(figure) for name, figure in drawn.items()}
+    return drawn
+
+
+def painted(drawn: Drawn) -> dict[str, Painted]:
+    """All of it as PNG files."""
+    return {name: paint(figure()) for name, figure in drawn.items()}
+
+
+def write(folder: Path, facts: dict[str, Any], pictures: dict[str, Painted]) -> None:
+    """Figures and page of a run. facts: those of `page`."""
     files.folder(folder / "figures")
-    for name, picture in painted.items():
+    for name, picture in pictures.items():
         files.write(folder / "figures" / f"{name}.png", picture.light)
-    files.write(folder / "report.html", page.page({"name": folder.name, **facts, "history": epochs}, painted))
+    files.write(folder / "report.html", page.page({"name": folder.name, **facts}, pictures))
 
 
 def again(run: Run) -> None:
@@ -67,25 +81,23 @@ def again(run: Run) -> None:
     }
     part = next(name for name in ("test", "valid", "train") if name in loaded.parts)
     truth, answers, numbers = held_out(run.net, loaded, part)
-    write(run.folder, loaded, {**facts, "truth": truth, "answers": answers, "numbers": numbers})
+    facts |= {"kept": run.facts.get("weights", {}).get("kept"), "truth": truth, "answers": answers, "numbers": numbers}
+    drawn = draw(run.folder, loaded, facts)
+    write(run.folder, facts, painted(drawn))
 
 
-def _clusters(
-    loaded: data.Data, facts: dict[str, Any], drawn: dict[str, Any], answers: Any, numbers: np.ndarray
-) -> None:
+def _clusters(loaded: data.Data, facts: dict[str, Any], drawn: Drawn, answers: Any, numbers: np.ndarray) -> None:
     facts["clusters"] = groups.describe(loaded, answers, numbers)
     encoded = next(loaded.parts[part][0] for part in ("test", "valid", "train") if part in loaded.parts)
     shown = [(group["name"], row) for group in facts["clusters"] for row in group["typical"]]
     pictures = loaded.domain.pictures(encoded.inputs, np.array([row for _, row in shown], dtype=np.int64))
     if pictures is not None:
-        drawn["clusters"] = figures.clusters(pictures, shown)
+        drawn["clusters"] = partial(figures.clusters, pictures, shown)
     if tried := loaded.target.state()["tried"]:
-        drawn["stability"] = figures.stability(tried, len(loaded.target.labels))
+        drawn["stability"] = partial(figures.stability, tried, len(loaded.target.labels))
 
 
-def _classes(
-    loaded: data.Data, facts: dict[str, Any], drawn: dict[str, Any], truth: Any, answers: Any, numbers: Any
-) -> None:
+def _classes(loaded: data.Data, facts: dict[str, Any], drawn: Drawn, truth: Any, answers: Any, numbers: Any) -> None:
     labels = loaded.target.labels
     facts["per_class"] = evaluate.per_class(truth, answers.prediction, labels)
     facts["calibration"] = evaluate.calibration(truth, answers, labels)
@@ -93,10 +105,10 @@ def _classes(
         before = evaluate.calibration(truth, plain, labels)["ece"]
         facts["calibration"] |= {"temperature": loaded.target.state()["temperature"], "ece_before": before}
     counts = evaluate.confusion(truth, answers.prediction, labels)
-    drawn["confusion"] = figures.confusion(counts, labels)
+    drawn["confusion"] = partial(figures.confusion, counts, labels)
     facts["confused"] = evaluate.confused(counts, labels)
-    drawn["histogram"] = figures.histogram(answers.confidence, truth == answers.prediction)
-    drawn["reliability"] = figures.reliability(facts["calibration"])
+    drawn["histogram"] = partial(figures.histogram, answers.confidence, truth == answers.prediction)
+    drawn["reliability"] = partial(figures.reliability, facts["calibration"])
     wrong = np.flatnonzero(truth != answers.prediction)
     wrong = wrong[np.argsort(-answers.confidence[wrong], kind="stable")][:WORST]
     rows = np.asarray(numbers)[wrong]
@@ -110,4 +122,4 @@ def _classes(
     if isinstance(encoded.inputs, tuple) and len(wrong):
         pictures = loaded.domain.pictures(encoded.inputs, rows)
         if pictures is not None:
-            drawn["mistakes"] = figures.mistakes(pictures, facts["mistakes"])
+            drawn["mistakes"] = partial(figures.mistakes, pictures, facts["mistakes"])

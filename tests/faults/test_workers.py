@@ -22,11 +22,12 @@ from torch.utils.data import Dataset, Subset, get_worker_info
 
 import lamina
 from lamina import batches as b
+from lamina import processes
 from lamina.batches import workers
 from lamina.batches.aside import SetAside
 from lamina.errors import DataError, Interrupted, ResourceError
 
-pytestmark = pytest.mark.skipif(not workers.CAN, reason="workers are forked")
+pytestmark = pytest.mark.skipif(not processes.CAN, reason="workers are forked")
 REPLACED = pytest.mark.filterwarnings("ignore:Worker .* Another reads its batches again:RuntimeWarning")
 
 
