@@ -106,7 +106,8 @@ def thumbnails(column: np.ndarray, rows: np.ndarray, side: int = _SIDE) -> np.nd
             some = (some if some.shape[1] in (1, 3, 4) else some.permute(0, 3, 1, 2)).float()
             weights = torch.tensor([0.299, 0.587, 0.114]) if some.shape[1] > 1 else torch.ones(1)  # as JPEG has it
             some = torch.einsum("nchw,c->nhw", some[:, : len(weights)], weights)
-        flat = adaptive_avg_pool2d(some.float()[:, None], side).flatten(1)
+        some = some.float()
+        flat = (adaptive_avg_pool2d(some[:, None], side) if some.shape[1:] != (side, side) else some).flatten(1)
         flat = flat - flat.mean(1, keepdim=True)
         length = flat.norm(dim=1, keepdim=True)
         flat = torch.where(length > flat.shape[1] ** 0.5, flat / length.clamp(min=1e-6), torch.zeros(()))
