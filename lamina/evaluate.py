@@ -426,7 +426,9 @@ class _Sums:
             without = total - self.rows
         else:  # to leave out an example is to take one from its cell, and there are few different cells
             cells = np.flatnonzero(total)
-            of = np.searchsorted(cells, self.rows.indices)
+            number = np.zeros(total.size, np.int64)
+            number[cells] = np.arange(len(cells))
+            of = number[self.rows.indices]
             if self.rows.nnz != len(sizes) or sizes.max() > 1 or len(cells) * total.size > 2e7:
                 return None
             without, sizes = np.repeat(total, len(cells), 0), np.ones(len(cells))
