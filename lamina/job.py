@@ -488,7 +488,8 @@ def lower_rate(job: Job, state: TrainState) -> float:
 
 
 def plan_budget(job: Job) -> None:
-    """Epochs that fit the time: some steps are timed on a copy of the net, validation and evaluation are set aside."""
+    """Epochs that fit the time, and no more than are enough. Some steps are timed on a copy of the net; validation and
+    evaluation are set aside."""
     recipe = job.recipe
     rate, recipe.learning_rate = recipe.learning_rate, 1e-3 if recipe.learning_rate == "find" else recipe.learning_rate
     net, optimizer = _scratch(job)
@@ -532,13 +533,18 @@ def plan_budget(job: Job) -> None:
     left = (1 - _SLOWER) * (budget - (time.monotonic() - job.began) - after)
     # Whole epochs, where some were seen, hold what is no step: workers that start, acting.
     epoch = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else step * steps
-    epochs = left / (epoch + valid)
+    epochs, enough = left / (epoch + valid), recipe.epochs
     words = f"{budget:g} s, {1000 * step:.1f} ms a step measured"
-    if epochs >= 1:
+    if enough is not None and enough < int(epochs):
+        words = f"enough for {job.origins['epochs'][1]}; {int(epochs):,} would fit into {budget:g} s"
+        job.origins["epochs"] = "inferred", words
+    elif epochs >= 1:
         recipe.epochs, job.origins["epochs"] = int(epochs), ("inferred", words)
     else:
         recipe.epochs, job.origins["epochs"] = 1, ("inferred", words)
         recipe.steps, job.origins["steps"] = max(1, int(left / step)), ("inferred", f"{words}: less than an epoch fits")
+    if recipe.early_stopping and job.origins.get("early_stopping", ("yours",))[0] == "inferred":
+        recipe.early_stopping = max(recipe.early_stopping, (recipe.epochs or 0) // 3)  # the rate has to fall before
 
 
 def fit_to_machine(job: Job) -> None:

@@ -460,6 +460,7 @@ def _exactly(found: Recipe, choose: Choose, given_valid: bool, bytes_in: bool, w
     choose("keep", "best" if found.early_stopping else "last", "" if found.early_stopping else why)
 
 
+ENOUGH = 4  # times the usual number of epochs are the most that a budget, however long, is used for
 # Peak rates for batches of about 100, by optimiser; adamw's depends on the net.
 _RATES = {"sgd": 0.1, "adagrad": 0.02, "rmsprop": 1e-3, "muon": 0.01}
 
@@ -493,7 +494,7 @@ def _ours(
         if arguments:
             choose("net_arg", {**arguments, **found.net_arg}, "against overfitting")
     steps_an_epoch = max(1, -(-n // (found.batch_size or 64)))
-    if found.budget is None and found.steps is None:
+    if found.steps is None:
         wanted = {
             "convnet": 4_500,
             "pictures": 2_500 if small else 8_000,
@@ -501,7 +502,8 @@ def _ours(
         }[kind]
         most = {"convnet": 40, "pictures": 100, "vectors": 25 if small and numbers else 60}[kind]
         epochs = max(10, min(most, round(wanted / steps_an_epoch)))
-        choose("epochs", epochs, f"about {epochs * steps_an_epoch:,} steps")
+        epochs *= 1 if found.budget is None else ENOUGH
+        choose("epochs", epochs, f"{n:,} training examples, about {epochs * steps_an_epoch:,} steps")
     if pictures is not None and (small or kind == "convnet"):
         reach = max(1, round(min(pictures[1:]) / 14))
         choose("augment", f"shift={reach},rotate=10,scale=0.1", "no mirror: it would turn letters and digits round")

@@ -420,7 +420,7 @@ def _start(
     facts["numerics"] = jobs.numerics(job)
     if found.penalize is not None:
         penalties.chosen(module, found.penalize)  # a pattern that fits no parameter is said now
-    if found.budget is not None and "epochs" not in origins:
+    if found.budget is not None and origins.get("epochs", ("",))[0] != "yours":
         jobs.plan_budget(job)
     if found.learning_rate == "find":
         if not job.supervised:

@@ -367,11 +367,18 @@ def test_every_setting_in_recipe_toml_says_where_it_is_from(own, place):
     assert re.search(r"^epochs = 3 # yours$", text, re.MULTILINE)
 
 
-def test_a_budget_sets_the_epochs_and_gives_the_reason(place):
-    done = real("train", "iris", "--budget", "8s", "--name", "budget", "-q", cwd=place)
+@pytest.mark.parametrize(
+    ("data", "size", "budget", "words"),
+    [
+        ("digits", "large", "6s", r"6 s, .* ms a step measured"),
+        ("iris", "small", "12s", r"enough for \d+ training examples, .*; [\d,]+ would fit into 12 s"),
+    ],
+)
+def test_a_budget_sets_the_epochs_and_gives_the_reason(data, size, budget, words, place):
+    done = real("train", data, "--budget", budget, "--net", "mlp", "--size", size, "--name", data, "-q", cwd=place)
     assert done.code == 0, done.err
-    facts, text = (place / "runs" / "budget" / name for name in ("run.json", "recipe.toml"))
-    found = re.search(r"^epochs = (\d+) # inferred: 8 s, .* ms a step measured", text.read_text(), re.MULTILINE)
+    facts, text = (place / "runs" / data / name for name in ("run.json", "recipe.toml"))
+    found = re.search(rf"^epochs = (\d+) # inferred: {words}", text.read_text(), re.MULTILINE)
     assert found and int(found[1]) >= json.loads(facts.read_text())["epochs"] >= 1
     assert json.loads(facts.read_text())["seconds"]["total"] < 30
 

@@ -6,12 +6,13 @@ import copy
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from torch import nn
 
 from lamina import purity
 from lamina.errors import UsageError
-from lamina.nets.tabular import UNKNOWN, WIDEST, Steps, Tabular
+from lamina.nets.tabular import TOGETHER, UNKNOWN, WIDEST, Steps, Tabular
 
 NAN = float("nan")
 
@@ -55,22 +56,24 @@ def test_a_number_fills_the_steps_below_it_as_the_paper_says():
             for t in range(3):
                 filled = 0.0 if position < t else 1.0 if position >= t + 1 else position - t
                 expected = expected + filled * steps.pieces[0, t]
-            assert torch.allclose(steps(torch.tensor([[position]]))[0, 0], expected, atol=1e-6)
+            assert torch.allclose(steps(torch.tensor([[position]]))[0][0, 0], expected, atol=1e-6)
 
 
 def test_the_linear_part_of_uniform_positions_has_mean_0_and_deviation_1():
     steps = Steps([8], 1)
     with torch.no_grad():
         steps.slope.fill_(1.0), steps.bias.fill_(0.0)
-        found = steps(torch.linspace(0, 8, 10_001)[:, None]).flatten()
+        found, numbers = (part.flatten() for part in steps(torch.linspace(0, 8, 10_001)[:, None]))
     assert found.mean().item() == pytest.approx(0, abs=1e-3) and found.std().item() == pytest.approx(1, abs=1e-2)
+    assert torch.allclose(found, numbers, atol=1e-5)
 
 
 def test_a_gap_has_a_vector_of_its_own_and_no_other_part():
     steps = Steps([3, 4], 2)
     with torch.no_grad():
         steps.pieces.copy_(torch.randn_like(steps.pieces))
-    found = steps(torch.tensor([[NAN, 2.0]]))
+    found, numbers = steps(torch.tensor([[NAN, 2.0]]))
+    assert abs(numbers[0, 0].item()) < 1e-6
     assert torch.equal(found[0, 0], steps.pieces[0, -1] + steps.bias[0])
     assert torch.isfinite(found).all()
 
@@ -80,14 +83,59 @@ def test_columns_of_fewer_steps_do_not_see_those_of_others():
     before = steps(torch.tensor([[2.0, 5.0]]))
     with torch.no_grad():
         steps.pieces[0, 2:5] = 99  # steps 2, 3 and 4 of a column that has two
-    assert torch.equal(steps(torch.tensor([[2.0, 5.0]])), before)
+    after = steps(torch.tensor([[2.0, 5.0]]))
+    assert all(map(torch.equal, after, before))
 
 
 def test_a_number_as_it_is_goes_through_a_line_as_far_as_it_likes():
     steps = Steps([0], 1)
-    found = steps(torch.tensor([[-50.0], [0.0], [50.0]])).flatten()
+    found, numbers = (part.flatten() for part in steps(torch.tensor([[-50.0], [0.0], [50.0]])))
+    assert numbers.tolist() == [-50, 0, 50]
     assert (found[2] - found[1]).item() == pytest.approx((found[1] - found[0]).item())
     assert found[1].item() == pytest.approx(steps.bias.item())
+
+
+def test_positions_are_turned_back_into_the_numbers_they_stand_for():
+    edges = [[-2.0, -0.5, 0.1, 3.0], [-1.0, 4.0]]
+    steps = Steps([3, 1], 2, edges)
+    places = torch.rand(50, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0])
+    expected = np.stack([np.interp(places[:, k].numpy(), np.arange(len(own)), own) for k, own in enumerate(edges)], 1)
+    assert np.allclose(steps(places)[1].detach(), expected, atol=1e-6)
+    assert (steps(torch.full((1, 2), NAN))[1].abs() < 1e-6).all()
+
+
+def test_what_numbers_have_in_common_is_taken_out():
+    """The inverse root of the covariance, by scipy; what hardly varies is not blown up."""
+    random = np.random.default_rng(0)
+    common = random.normal(size=(4000, 1))
+    x = torch.from_numpy(common + 0.1 * random.normal(size=(4000, 3))).float()
+    made = Tabular([0, 0, 0], 1)
+    made.begin(x)
+    assert np.allclose(made.apart, scipy.linalg.fractional_matrix_power(np.cov(x.T, bias=True), -0.5), rtol=1e-3)
+    assert np.allclose(np.cov((x @ made.apart).T), np.eye(3), atol=1e-2)
+    made.begin(x[:, :1].expand(-1, 3))  # one number three times over
+    assert made.apart.isfinite().all() and (x @ made.apart).abs().max() < 1e3
+    made.begin(torch.zeros(10, 3))
+    assert made.apart.isfinite().all()
+
+
+def test_a_line_through_the_numbers_is_added_to_every_member():
+    made = net()
+    with torch.no_grad():
+        made.apart.copy_(torch.randn(3, 3))
+        x, before = rows(), made.train()(rows())
+        made.line.mul_(2)
+        _, values = made.steps(x[:, :3])
+        assert torch.allclose(
+            made(x) - before, (values @ made.apart @ made.line / 2)[:, None].expand(-1, 5, -1), atol=1e-5
+        )
+
+
+def test_of_very_many_numbers_nobody_asks_what_they_have_in_common():
+    made = Tabular([0] * (TOGETHER + 1), 1)
+    made.begin(torch.zeros(3, TOGETHER + 1))
+    assert made.line is None and "apart" not in made.state_dict()
+    assert made.eval()(torch.zeros(3, TOGETHER + 1)).shape == (3, 1)
 
 
 # --- Categories and words ----------------------------------------------------------------------------------------------
@@ -118,7 +166,7 @@ def test_a_text_is_the_mean_of_its_words_in_any_order():
 
 
 def by_hand(made, columns):
-    """What each member says (members, B, outputs) of the columns' vectors (B, D), layer by layer."""
+    """What each member says (members, B, outputs) of the columns' vectors (B, D), layer by layer, without the line."""
     linear = [layer for layer in made.layers if isinstance(layer, nn.Linear)]
     found = []
     for member in range(made.members):
@@ -131,7 +179,7 @@ def by_hand(made, columns):
 
 def vectors(made, x):
     """(B, D): the vectors of all columns of rows(), side by side."""
-    numbers = made.steps(x[:, :3]).flatten(1)
+    numbers = made.steps(x[:, :3])[0].flatten(1)
     codes = [made.codes.weight[made.starts[k] + x[:, 3 + k].long()] for k in range(2)]
     words = torch.stack([
         torch.stack([made.words[0].weight[int(word)] for word in row if word > 0]).mean(0) if (row > 0).any() else
@@ -145,7 +193,8 @@ def test_each_member_is_a_perceptron_with_its_own_scales_and_last_layer():
     with torch.no_grad():
         found = made.train()(x)
         assert found.shape == (9, 5, 4)
-        assert torch.allclose(found.transpose(0, 1), by_hand(made, vectors(made, x)), atol=1e-5)
+        line = made.steps(x[:, :3])[1] @ made.line
+        assert torch.allclose(found.transpose(0, 1), by_hand(made, vectors(made, x)) + line, atol=1e-5)
 
 
 def test_members_begin_unlike_one_another():

@@ -53,6 +53,15 @@ def sniffed(truth):
         ((np.arange(100) % 10)[:, None], "classes"),
         (np.linspace(0, 1, 50), "numbers"),
         (np.arange(5000) * 7, "numbers"),
+        (np.arange(26).repeat(30), "classes"),  # letters
+        (np.arange(1, 101).repeat(np.arange(20, 120)), "classes"),  # numbered from 1
+        (np.array([7, 11, 1203]).repeat(40), "classes"),
+        ((np.arange(40) ** 2 + 3).repeat(25), "classes"),  # forty people, known by numbers of their own
+        (np.random.default_rng(0).normal(500, 40, 5000).round().astype(int) // 8 * 8, "numbers"),  # a test's scores
+        (np.random.default_rng(0).integers(18, 90, 5000), "numbers"),  # ages
+        (np.random.default_rng(0).geometric(0.2, 5000), "numbers"),  # visits
+        (np.random.default_rng(0).integers(0, 100, 25), "numbers"),
+        (np.array([3, 9, 14, 2, 8, 12, 6, 1, 10] * 2), "numbers"),  # a dozen rows of a measurement
         (np.linspace(0, 1, 50).reshape(25, 2), "numbers"),
         (np.linspace(0, 1, 50).reshape(50, 1), "numbers"),
         (np.arange(60).reshape(20, 3) * 100, "numbers"),

@@ -27,13 +27,14 @@ import torch
 from torch import Tensor, nn
 
 from lamina import mapped, names
-from lamina.domains.base import Domain
+from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, UsageError, near
 from lamina.findings import Finding
-from lamina.nets.tabular import UNKNOWN
-from lamina.recipe import Recipe, share
+from lamina.nets.tabular import UNKNOWN, Tabular
+from lamina.recipe import ENOUGH, Recipe, share
 from lamina.sources import Examples, Source, tables
 from lamina.sources.delimited import written_as
+from lamina.splits import spread
 from lamina.targets.base import Target
 
 KINDS = ("number", "boolean", "date", "category", "text")
@@ -45,6 +46,7 @@ SLOTS = 16  # words of a text that count
 STEPS = 16_384  # of all columns together: of very many columns each has fewer
 LONG = 300  # seconds of a budget from which on the net is large
 CELLS = 5e7  # of the numbers for a simple model
+STARTED = 20_000  # rows that are looked through for what their numbers have in common
 FAR = 1e300  # beyond it differences overflow
 MOST = 1e37  # and beyond it those of float32
 TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
@@ -373,8 +375,13 @@ class Table(Domain):
         return kind.fitted(  # type: ignore[no-any-return]
             (len(self._numbers()),), target.width, size, steps=[len(number["edges"]) - 1 for _, number in self._numbers()],
             categories=[len(column["values"]) for column in self._of("category")],
-            texts=[(len(column["words"]), SLOTS) for column in self._of("text")], average=average, **arguments,
+            texts=[(len(column["words"]), SLOTS) for column in self._of("text")], average=average,
+            edges=[_deviations(np.asarray(number["edges"]), number).tolist() for _, number in self._numbers()], **arguments,
         )  # fmt: skip
+
+    def begin(self, net: nn.Module, examples: Encoded, rows: np.ndarray, target: Target) -> None:
+        if isinstance(net, Tabular):
+            net.begin(mapped.take(examples.inputs[0], torch.from_numpy(spread(rows, STARTED))))
 
     def loss(self, net: nn.Module, batch: Any, target: Target, loss: Any) -> tuple[Tensor, Any]:
         """Of a net of several members, the mean of their losses."""
@@ -398,7 +405,7 @@ class Table(Domain):
                 values = table[there, k]
                 if not self.own:
                     values = np.interp(values, np.arange(len(number["edges"])), number["edges"])
-                table[there, k] = ((np.clip(values, -MOST, MOST) - number["mean"]) / number["std"]).clip(-1e4, 1e4)
+                table[there, k] = _deviations(values, number)
             table = table.astype(np.float32)
             known = [k for k, (_, number) in enumerate(numbers) if number["gaps"]]
             parts = [table, np.isnan(table[:, known]).astype(np.float32)]
@@ -445,12 +452,12 @@ class Table(Domain):
             "weight_decay": (0.02, "against overfitting; biases are spared"),
         }
         epochs = max(10, min(30 if little else 40, round((600 if little else 3_500) * batch / n)))
-        planned = asked.budget is not None or asked.steps is not None
-        if not planned:
-            found["epochs"] = (epochs, f"about {epochs * -(-n // batch):,} steps")
-        if (not little or planned) and share(held_out["valid"]) != 0:
+        epochs *= 1 if asked.budget is None else ENOUGH
+        if asked.steps is None:
+            found["epochs"] = (epochs, f"{rows}, about {epochs * -(-n // batch):,} steps")
+        if (not little or asked.budget or asked.steps) and share(held_out["valid"]) != 0:
             found["early_stopping"] = (
-                20 if planned else max(5, epochs // 3),
+                max(5, epochs // 3) if asked.budget is None and asked.steps is None else 20,
                 "tables differ in how soon they are learned by heart",
             )
         return found
@@ -629,6 +636,12 @@ def _quantiles(values: np.ndarray, steps: int) -> dict[str, Any] | None:
     near_by = np.clip(there, -MOST, MOST)
     deviation = float(np.float32(near_by.std()))
     return {"edges": edges.tolist(), "gaps": bool(gaps), "mean": float(near_by.mean()), "std": deviation or 1.0}
+
+
+def _deviations(values: np.ndarray, number: dict[str, Any]) -> np.ndarray:
+    """Numbers as deviations from the mean of their column."""
+    found: np.ndarray = (np.clip(values, -MOST, MOST) - number["mean"]) / number["std"]
+    return found.clip(-1e4, 1e4)
 
 
 def _text(value: Any) -> str:

@@ -6,6 +6,9 @@ gap), then the codes of categories, then the codes of the words of short texts (
 
 - A number is embedded piece by piece between quantiles of its column: "On embeddings for numerical features in tabular
   deep learning", Gorishniy, Rubachev and Babenko, 2022, arXiv 2203.05556; the linear part beside it is from the paper below.
+- Beside it all stands a linear function of the numbers, freed of what they have in common (`begin`): where columns hardly
+  differ from one another and that little is the answer, gradient descent would be long in finding it (LeCun, Bottou, Orr and
+  Müller, "Efficient backprop", 1998).
 - The members share all weights but a scale for each input and the last layer: TabM-mini of "TabM: advancing tabular deep
   learning with parameter-efficient ensembling", Gorishniy, Kotelnikov and Babenko, 2024, arXiv 2410.24210.
 """
@@ -31,42 +34,63 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 AVERAGES = ("mean", "softmax", "sigmoid")
 WIDEST = 2048  # numbers that all embeddings together have: of very many columns each gets fewer
+TOGETHER = 512  # columns of numbers up to which it is learned what they have in common
+LEAST = 1e-3  # variance of a direction, as a part of the largest, that is told from noise
 NEVER = 1e9  # a position that no number reaches
 UNKNOWN = 2  # codes of a category that say nothing of it: 0 a gap, 1 another than those known
 
 
 class Steps(nn.Module):
-    """Positions (B, N) -> vectors (B, N, D): a linear function and a piecewise linear one of each number.
+    """Positions (B, N) -> vectors (B, N, D), a linear function and a piecewise linear one of each number; and the numbers
+    themselves (B, N), mean 0 and deviation 1, where a gap is 0.
 
     Position p of a column of T steps lies in 0..T; step t is filled by clamp(p - t, 0, 1). A column of no steps is a number
-    as it is (mean 0, deviation 1), and its function is linear. A gap (NaN) has a vector of its own.
+    as it is, and its function is linear. A gap (NaN) has a vector of its own. edges: of each column the T + 1 numbers that
+    its positions 0 to T stand for, in deviations from the mean; without them the positions are the numbers.
     """
 
     first: Tensor
     scale: Tensor
     shift: Tensor
+    rises: Tensor  # (N, T + 1, 1) how far a number goes in each step; what is last makes a gap 0
+    lowest: Tensor  # (N,)
 
-    def __init__(self, steps: Sequence[int], width: int):
+    def __init__(self, steps: Sequence[int], width: int, edges: Sequence[Sequence[float]] | None = None):
         super().__init__()
         count, most = len(steps), max(steps, default=0)
         begins = torch.arange(most).float().repeat(count, 1)
         begins[begins >= torch.tensor(steps)[:, None]] = NEVER
         middle = torch.tensor(steps).float() / 2
-        self.register_buffer("first", begins, persistent=False)
-        self.register_buffer("shift", middle, persistent=False)
-        self.register_buffer("scale", torch.where(middle > 0, middle / 3**0.5, 1.0), persistent=False)  # if uniform
+        scale = torch.where(middle > 0, middle / 3**0.5, 1.0)  # if uniform
+        rises, lowest = torch.zeros(count, most + 1, 1), -middle / scale
+        for column, size in enumerate(steps):
+            rises[column, :size] = 1 / scale[column]
+            if edges is not None and size:
+                own = torch.tensor(edges[column], dtype=torch.float32)
+                rises[column, :size, 0], lowest[column] = own.diff(), own[0]
+        rises[:, -1, 0] = -lowest
+        for name, buffer in (
+            ("first", begins),
+            ("shift", middle),
+            ("scale", scale),
+            ("rises", rises),
+            ("lowest", lowest),
+        ):
+            self.register_buffer(name, buffer, persistent=False)
         self.slope = nn.Parameter(torch.empty(count, width).uniform_(-1, 1) / width**0.5)
         self.pieces = nn.Parameter(torch.zeros(count, most + 1, width))  # the last is that of a gap
         self.bias = nn.Parameter(torch.empty(count, width).uniform_(-1, 1) / width**0.5)
 
-    def forward(self, positions: Tensor) -> Tensor:
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         gap = positions.isnan()
         place = positions.masked_fill(gap, 0.0)
         line = ((place - self.shift) / self.scale).masked_fill(gap, 0.0)
         filled = (place[:, :, None] - self.first).clamp(0, 1).masked_fill(gap[:, :, None], 0.0)
         filled = torch.cat([filled, gap[:, :, None].to(filled.dtype)], 2)  # (B, N, T + 1)
-        pieces = torch.bmm(filled.transpose(0, 1), self.pieces).transpose(0, 1)  # (B, N, D)
-        return line[:, :, None] * self.slope + pieces + self.bias
+        pieces = torch.cat([self.pieces, self.rises], 2)
+        found = torch.bmm(filled.transpose(0, 1), pieces).transpose(0, 1)  # (B, N, D + 1)
+        numbers = found[:, :, -1] + self.lowest + torch.where(self.shift > 0, 0.0, line)
+        return line[:, :, None] * self.slope + found[:, :, :-1] + self.bias, numbers
 
 
 class Tabular(nn.Module):
@@ -79,10 +103,12 @@ class Tabular(nn.Module):
     share of hidden numbers set to zero while learning.
 
     average: what the mean is taken of while it is asked: "softmax" or "sigmoid" probabilities, whose logits are given, or
-    the numbers themselves ("mean"). `UsageError` for what cannot be built.
+    the numbers themselves ("mean"). edges: what the steps of numbers stand for, see `Steps`. `UsageError` for what cannot be
+    built.
     """
 
     starts: Tensor  # (C,) where the codes of each column begin in their common table
+    apart: Tensor  # (N, N) what makes numbers that have much in common independent of one another
 
     def __init__(
         self,
@@ -95,6 +121,7 @@ class Tabular(nn.Module):
         embedding: int = 12,
         dropout: float = 0.1,
         average: str = "mean",
+        edges: Sequence[Sequence[float]] | None = None,
     ):
         super().__init__()
         hidden = [hidden] if isinstance(hidden, int) else list(hidden)
@@ -113,7 +140,10 @@ class Tabular(nn.Module):
         self.slots = [int(slots) for _, slots in texts]
         width = max(1, min(embedding, WIDEST // columns))
 
-        self.steps = Steps(steps, width) if len(steps) else None
+        self.steps = Steps(steps, width, edges) if len(steps) else None
+        self.line = nn.Parameter(torch.zeros(len(steps), outputs)) if 0 < len(steps) <= TOGETHER else None
+        if self.line is not None:
+            self.register_buffer("apart", torch.eye(len(steps)))
         self.codes = self.words = None
         if len(categories):
             starts = list(itertools.accumulate((count + UNKNOWN for count in categories), initial=0))
@@ -140,7 +170,8 @@ class Tabular(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parts = []
         if self.steps is not None:
-            parts.append(self.steps(x[:, : self.numbers]))  # (B, N, D)
+            vectors, values = self.steps(x[:, : self.numbers])
+            parts.append(vectors)  # (B, N, D)
         end = self.numbers + self.categories
         if self.codes is not None:
             parts.append(self.codes(x[:, self.numbers : end].long() + self.starts))  # (B, C, D)
@@ -153,6 +184,8 @@ class Tabular(nn.Module):
         columns = (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).flatten(1)
         found = self.layers(columns * self.scales[:, None])  # (members, B, columns x D) -> (members, B, hidden)
         answers = torch.baddbmm(self.biases, found, self.heads)  # (members, B, outputs)
+        if self.line is not None:
+            answers = answers + values @ self.apart @ self.line
         return answers.transpose(0, 1) if self.training else self._mean(answers)
 
     def _mean(self, answers: Tensor) -> Tensor:
@@ -162,6 +195,17 @@ class Tabular(nn.Module):
         if self.average == "sigmoid":  # log p - log (1 - p)
             return F.logsigmoid(answers).logsumexp(0) - F.logsigmoid(-answers).logsumexp(0)
         return answers.mean(0)
+
+    @torch.no_grad()
+    def begin(self, x: Tensor) -> None:
+        """Learn from rows (N, W) what their numbers have in common: by the inverse root of their covariance, in which a
+        direction hardly any row goes in counts no more than 1 / LEAST of the widest."""
+        if self.steps is None or self.line is None:
+            return
+        values = self.steps(x[:, : self.numbers])[1].double()
+        values = values - values.mean(0)
+        spread, axes = torch.linalg.eigh(values.T @ values / len(values))
+        self.apart.copy_(axes / spread.clamp(min=max(LEAST * float(spread[-1]), 1e-12)).sqrt() @ axes.T)
 
     @classmethod
     def fitted(cls, shape: Sequence[int], width_out: int, size: str = "small", **arguments: Any) -> Tabular:

@@ -26,7 +26,20 @@ from lamina.targets.base import Answers, Measure, Target, bare, places
 
 SPREAD = 0.5  # standard deviation of log(temperature) before anything is known: a few examples prove little
 _MOST = 10_000_000  # logits that a temperature is fitted to
+_FEW = 20  # different whole numbers that are classes unless there is a reason against it
 _WORTH_A_WORD = 0.1  # how far from 1 a temperature is told on the screen; the report always tells it
+
+
+def _are_names(values: np.ndarray, counts: np.ndarray) -> bool:
+    """Whether whole numbers (K,), sorted, that occur so often number classes rather than measure something. Up to 20 do,
+    where each is there a few times; of more, those that are numbered through from 0 or 1, or that lie anywhere and are about
+    as frequent as one another."""
+    distinct, each = len(values), counts.mean()
+    through = values[0] in (0, 1) and values[-1] - values[0] + 1 == distinct
+    if distinct <= _FEW:
+        return distinct <= 3 or each >= (2 if through else 4)
+    anywhere = len(np.unique(np.diff(values))) > 1 and counts.std() < 0.3 * each
+    return each >= 20 and (anywhere or (through and counts.max() <= 50 * counts.min()))
 
 
 @dataclass
@@ -52,10 +65,9 @@ class Classes(Target):
         if column.dtype.kind in "USOb":
             return 0.95, f"the answers are {'booleans' if column.dtype.kind == 'b' else 'words'}"
         if column.dtype.kind in "iu":
-            distinct = len(np.unique(column))
-            if distinct <= max(20, len(column) // 20):
-                return 0.9, f"the answers are {distinct} different whole numbers"
-            return 0.2, f"{distinct} different whole numbers in {len(column)} answers"
+            values, counts = np.unique(column, return_counts=True)
+            sure = 0.9 if _are_names(values, counts) else 0.2
+            return sure, f"the answers are {len(values):,} different whole numbers"
         return 0.0, "the answers are fractional numbers"
 
     def fit(self, truth: Any, *, own_net: bool = False, names: list[str] | None = None) -> None:
