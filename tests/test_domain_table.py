@@ -142,6 +142,19 @@ def test_a_sound_table_is_told_nothing_of():
     assert fitted(a=column("number"), b=column("category"), c=column("boolean"), d=column("date")).findings() == []
 
 
+def test_numbers_that_name_what_comes_again_are_a_category_and_told():
+    ids, few = np.repeat(np.arange(20.0) + 100, 10), np.repeat([1.0, 2.0], 100)
+    domain = fitted(id=ids, customer_id=ids, ids=ids, grid=ids, idea=ids, id_2=few, x=column("number"))
+    assert kinds(domain) == {"id": "category", "customer_id": "category", "ids": "category", "grid": "number", "idea": "number",
+                     "id_2": "number", "x": "number"}  # fmt: skip
+    told = [finding for finding in domain.findings() if finding.kind == "repeated_names"]
+    assert len(told) == 3 and "names 20" in told[0].what and "--groups id " in told[0].fix
+    once = fitted(id=np.arange(200.0)[RNG.permutation(200)] * 17, x=column("number"))
+    assert [finding.kind for finding in once.findings()] == ["identifier_columns"]
+    half = fitted(id=np.concatenate([np.arange(110.0), np.arange(90.0)]), x=column("number"))
+    assert half.columns[0]["kind"] == "number"  # most come once or twice
+
+
 def test_texts_and_columns_of_rare_values_are_told():
     rare = words(*(f"v{k}" for k in RNG.integers(0, 120, N)))
     domain = fitted(x=column("number"), it=column("text"), city=rare, options={"category": ["city"], "rare": 3})

@@ -50,7 +50,9 @@ STARTED = 20_000  # rows that are looked through for what their numbers have in 
 FAR = 1e300  # beyond it differences overflow
 MOST = 1e37  # and beyond it those of float32
 TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
+THAT_NAME = " that are names, as the column says"
 _SHOWN = 5  # values that a finding or a warning lists
+_NAMES = re.compile(r"(^|[^a-z])(id|uuid|guid|key)s?($|[^a-z])", re.IGNORECASE)
 _COUNTER = re.compile(r"(^|[^a-z])(id|index|idx|uuid|guid|key)s?($|[^a-z])", re.IGNORECASE)
 
 
@@ -179,6 +181,8 @@ class Table(Domain):
             span = float(values.max()) - float(values.min()) + 1
             if whole and distinct == len(values) == count >= 30 and (span <= 3 * count or _COUNTER.search(title)):
                 return "identifier", "a number that counts the rows"
+            if whole and _NAMES.search(title) and 2 < distinct <= (1 - COVERED) * len(values):
+                return "category", f"{distinct:,} different whole numbers{THAT_NAME}"
             return "number", f"{distinct:,} different {'whole ' if whole else ''}numbers"
         if values.dtype.kind == "b":
             return (
@@ -237,6 +241,13 @@ class Table(Domain):
                     f"{pooled:,} of the {known + pooled:,} values of the column {column['name']} are rare.", pooled, [],
                     "pooled into one", f"--domain-arg rare=1 keeps the {self.categories} most frequent"
                     + (f"; --ignore {column['name']}" if many else ""),
+                ))  # fmt: skip
+            if column["kind"] == "category" and column["why"].endswith(THAT_NAME):
+                found.append(Finding(
+                    "repeated_names", "note",
+                    f"The column {column['name']} names {len(column['values']) + column['pooled']:,} that come again.",
+                    1, column["values"][:_SHOWN], "taken as a category: rows of one are in train and in test",
+                    f"--groups {column['name']} if the net is to be asked about others, or --ignore {column['name']}",
                 ))  # fmt: skip
             if column["kind"] == "text" and column["why"] != "yours":
                 words = column["words"]
