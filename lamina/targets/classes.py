@@ -288,7 +288,16 @@ class Classes(Target):
         return np.asarray(self.labels)[np.asarray(truth).astype(int).reshape(-1)]
 
     def measures(self) -> list[Measure]:
-        labels, numbers = self.labels, self._numbers
+        labels = self.labels
+        known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+        def numbers(column: np.ndarray) -> np.ndarray:
+            """Class numbers of labels; several measures ask for those of the same."""
+            if id(column) not in known or known[id(column)][0] is not column:
+                if len(known) > 3:
+                    known.clear()
+                known[id(column)] = column, self._numbers(column)
+            return known[id(column)][1]
 
         def hits(truth: np.ndarray, answers: Answers) -> np.ndarray:
             return (truth == answers.prediction).astype(float)
