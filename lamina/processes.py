@@ -22,7 +22,7 @@ import threadpoolctl
 import torch
 
 CAN = hasattr(os, "memfd_create") and hasattr(os, "fork")
-PATIENCE = 60.0  # seconds after which work that is not done beside is done here
+PATIENCE = 20.0  # seconds after which work that is not done beside is done here
 T = TypeVar("T")
 
 

@@ -293,6 +293,10 @@ def test_labels_that_are_no_classes(y, kind, rows):
     assert (found[kind].severity, found[kind].count, found[kind].examples) == ("error", 2, rows)
 
 
+def test_signs_are_classes():
+    assert check(source(sound()[0], np.arange(N) % 2 * 2 - 1), task="classes") == []
+
+
 def test_no_answers_at_all():
     assert set(kinds(check(source(sound()[0]), task="classes"))) == {"no_answers"}
 

@@ -142,6 +142,12 @@ def test_a_sound_table_is_told_nothing_of():
     assert fitted(a=column("number"), b=column("category"), c=column("boolean"), d=column("date")).findings() == []
 
 
+def test_a_number_that_says_when_is_no_counter():
+    years = np.arange(1800.0, 1800 + N)
+    domain = fitted(year=years, time_of_day=years, row=years, ages=years)
+    assert kinds(domain) == {"year": "number", "time_of_day": "number", "row": "identifier", "ages": "number"}
+
+
 def test_numbers_that_name_what_comes_again_are_a_category_and_told():
     ids, few = np.repeat(np.arange(20.0) + 100, 10), np.repeat([1.0, 2.0], 100)
     domain = fitted(id=ids, customer_id=ids, ids=ids, grid=ids, idea=ids, id_2=few, x=column("number"))

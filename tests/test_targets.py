@@ -56,6 +56,10 @@ def sniffed(truth):
         (np.arange(26).repeat(30), "classes"),  # letters
         (np.arange(1, 101).repeat(np.arange(20, 120)), "classes"),  # numbered from 1
         (np.array([7, 11, 1203]).repeat(40), "classes"),
+        (np.array([-1, 1] * 20), "classes"),
+        (np.array([-1, 0, 1] * 20), "classes"),
+        (np.array([-1] * 2 + [0, 1, 2] * 20), "classes"),  # -1 for no label, as the checks will say
+        (np.arange(100) % 7 - 3, "numbers"),  # errors of counting
         ((np.arange(40) ** 2 + 3).repeat(25), "classes"),  # forty people, known by numbers of their own
         (np.random.default_rng(0).normal(500, 40, 5000).round().astype(int) // 8 * 8, "numbers"),  # a test's scores
         (np.random.default_rng(0).integers(18, 90, 5000), "numbers"),  # ages
@@ -124,6 +128,18 @@ def test_numbers_written_as_words_are_the_same_classes():
     """A CSV at evaluation, an array at training."""
     target = fitted(Classes, [3, 5, 5])
     assert target.encode(np.array(["5", "3"])).tolist() == [1, 0]
+
+
+def test_signs_are_classes_like_others():
+    target = fitted(Classes, [-1, 1, 1, -1])
+    assert target.labels == ["-1", "1"] and target.encode(np.array([1, -1])).tolist() == [1, 0]
+    assert fitted(Classes, [-1, 0, 1, 0]).labels == ["-1", "0", "1"]
+    with pytest.raises(DataError, match="1 labels are negative"):  # too rare to be a class
+        fitted(Classes, [-1, *[0, 1] * 10])
+    with pytest.raises(DataError, match="The labels are -1, 1, and the loss"):
+        Classes().fit(np.array([-1, 1, 1, -1]), own_net=True)
+    with pytest.raises(DataError, match="not among the 2 classes"):
+        fitted(Classes, [0, 1, 1]).encode(np.array([0, -1]))
 
 
 @pytest.mark.parametrize(

@@ -763,3 +763,16 @@ def test_fields_of_a_target_are_options(tmp_path):
     assert run.target.threshold == 0.9
     with pytest.raises(UsageError, match="no option 'treshold': did you mean 'threshold'"):
         lamina.train((x, y), task_arg={"treshold": 0.9}, **settings)
+
+
+def test_one_held_out_example_is_scored_and_compared_with_nobody(tmp_path):
+    """Of one example no difference is certain, and the last screen says so."""
+    x, y = np.arange(12.0).reshape(6, 2), np.array([0, 1] * 3)
+    run = lamina.train((x[:5], y[:5]), test=(x[5:], y[5:]), task="classes", epochs=1, runs=tmp_path, report=False)
+    assert run.headline.n == 1
+    paired = [
+        entry["paired"]
+        for entry in json.loads((run.folder / "scores.json").read_text())["baselines"]
+        if "paired" in entry
+    ]
+    assert paired and all(entry["p"] is None and not entry["certain"] for entry in paired)

@@ -46,12 +46,23 @@ def answers(table: Pool, task: str | None) -> Iterator[Finding]:
         yield from _tags(truth, present)
 
 
+def are_signs(values: np.ndarray, counts: np.ndarray) -> bool:
+    """Whether whole numbers that occur so often are -1 and 1, and perhaps 0: names of classes like others, unless -1 is so
+    rare that it says that there is no label."""
+    return values.tolist() in ([-1, 1], [-1, 0, 1]) and bool(5 * counts[0] >= counts[1:].min())
+
+
 def _classes(table: Pool, truth: np.ndarray, present: np.ndarray) -> Iterator[Finding]:
     if truth.dtype.kind in "fiu":
         numbers = truth[present]
+        signs = are_signs(*np.unique(numbers, return_counts=True))
         for kind, bad, fix in (
             ("fractional", present[numbers != np.floor(numbers)], "task='numbers' if these are measurements"),
-            ("negative", present[numbers < 0], "number the classes from 0, or leave these examples out"),
+            (
+                "negative",
+                present[(numbers < 0) & (not signs)],
+                "number the classes from 0, or leave these examples out",
+            ),
         ):
             if len(bad):
                 yield error(

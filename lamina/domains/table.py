@@ -53,6 +53,9 @@ TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
 THAT_NAME = " that are names, as the column says"
 _SHOWN = 5  # values that a finding or a warning lists
 _NAMES = re.compile(r"(^|[^a-z])(id|uuid|guid|key)s?($|[^a-z])", re.IGNORECASE)
+_WHEN = re.compile(
+    r"(^|[^a-z])(time|year|quarter|month|week|day|date|hour|minute|second|age)s?($|[^a-z])", re.IGNORECASE
+)
 _COUNTER = re.compile(r"(^|[^a-z])(id|index|idx|uuid|guid|key)s?($|[^a-z])", re.IGNORECASE)
 
 
@@ -179,7 +182,8 @@ class Table(Domain):
                 return _alone(len(values), count, "number")
             whole = bool((values == np.rint(values)).all())
             span = float(values.max()) - float(values.min()) + 1
-            if whole and distinct == len(values) == count >= 30 and (span <= 3 * count or _COUNTER.search(title)):
+            counter = _COUNTER.search(title) or (span <= 3 * count and not _WHEN.search(title))
+            if whole and distinct == len(values) == count >= 30 and counter:
                 return "identifier", "a number that counts the rows"
             if whole and _NAMES.search(title) and 2 < distinct <= (1 - COVERED) * len(values):
                 return "category", f"{distinct:,} different whole numbers{THAT_NAME}"

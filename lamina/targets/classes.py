@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamina import mapped, optimizers
+from lamina.checks.answers import are_signs
 from lamina.errors import DataError, UsageError, rows
 from lamina.sources.places import natural
 from lamina.targets.base import Answers, Measure, Target, bare, places
@@ -34,6 +35,10 @@ def _are_names(values: np.ndarray, counts: np.ndarray) -> bool:
     """Whether whole numbers (K,), sorted, that occur so often number classes rather than measure something. Up to 20 do,
     where each is there a few times; of more, those that are numbered through from 0 or 1, or that lie anywhere and are about
     as frequent as one another."""
+    if values[0] < -1:
+        return False  # no class has such a number
+    if values[0] < 0:  # -1 may be a class, or say that there is none
+        return are_signs(values, counts) or _are_names(values[1:], counts[1:])
     distinct, each = len(values), counts.mean()
     through = values[0] in (0, 1) and values[-1] - values[0] + 1 == distinct
     if distinct <= _FEW:
@@ -72,7 +77,21 @@ class Classes(Target):
 
     def fit(self, truth: Any, *, own_net: bool = False, names: list[str] | None = None) -> None:
         column = self._column(truth)
-        distinct = np.unique(column)
+        distinct, counts = np.unique(column, return_counts=True)
+        signs = column.dtype.kind in "iu" and are_signs(distinct, counts)
+        if signs and own_net:
+            raise DataError(
+                f"The labels are {', '.join(map(str, distinct))}, and the loss of a net of yours takes them as they are.",
+                expected="class numbers 0 to K-1",
+                fix="number the classes from 0: numpy.unique(y, return_inverse=True)[1]",
+            )
+        if column.dtype.kind in "iu" and distinct.min(initial=0) < 0 and not signs:
+            bad = np.flatnonzero(column < 0)
+            raise DataError(
+                f"{len(bad)} labels are negative, such as {column[bad[0]]}: {rows(bad)}.",
+                expected="class numbers 0 to K-1",
+                fix="leave these examples out, or number the classes from 0",
+            )
         if names:
             self.values, self.labels = list(range(len(names))), list(names)
         elif column.dtype.kind in "iu" and (own_net or np.array_equal(distinct, np.arange(len(distinct)))):
@@ -122,20 +141,13 @@ class Classes(Target):
             if len(bad):
                 raise DataError(f"{len(bad)} labels are missing: {rows(bad)}.", fix="leave these examples out")
             column = column.astype(str)
-        if column.dtype.kind in "iu" and len(column) and column.min() < 0:
-            bad = np.flatnonzero(column < 0)
-            raise DataError(
-                f"{len(bad)} labels are negative, such as {column[bad[0]]}: {rows(bad)}.",
-                expected="class numbers 0 to K-1",
-                fix="leave these examples out, or number the classes from 0",
-            )
         return column
 
     def encode(self, truth: Any) -> Tensor:
         column = self._column(truth)
         values = np.asarray(self.values)
         if values.dtype.kind in "iu" and column.dtype.kind in "iu" and np.array_equal(values, np.arange(len(values))):
-            numbers, unknown = np.asarray(column, np.int64), np.flatnonzero(column >= len(values))
+            numbers, unknown = np.asarray(column, np.int64), np.flatnonzero((column < 0) | (column >= len(values)))
         else:
             if column.dtype.kind != values.dtype.kind:
                 column, values = column.astype(str), values.astype(str)

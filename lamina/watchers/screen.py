@@ -356,8 +356,8 @@ def _verdict(headline: Mapping[str, Any], baselines: Sequence[Mapping[str, Any]]
     if best is None or best.get("low") is None or headline.get("low") is None:
         return []
     name, paired = f"the best baseline, {best['name']}", best.get("paired")
-    by = "the intervals are apart" if paired is None else f"paired, p = {paired['p']:.2g}"
     certain = beats(headline, best)
     if certain:
+        by = "the intervals are apart" if paired is None else f"paired, p = {paired['p']:.2g}"
         return [f"The net {'beats' if certain > 0 else 'is worse than'} {name}, for certain ({by})."]
     return [f"Whether the net beats {name}, is not certain. More test examples would tell."]
