@@ -50,7 +50,7 @@ def examples(
     target = columns.target
     if target is None:
         rest = [name for name in left if name != only]
-        chosen, why["target"] = _infer_target(table, rest) if rest or only is None else ("", "")
+        chosen, why["target"] = _infer_target(table, rest, asked) if rest or only is None else ("", "")
         target = (chosen,) if chosen else ()
     clash = [name for name in target if name not in left]
     if clash:
@@ -165,8 +165,8 @@ def _parts(table: Table, split: str) -> dict[str, np.ndarray]:
     return {part: rows for part, rows in found.items() if len(rows)}
 
 
-def _infer_target(table: Table, names: list[str]) -> tuple[str, str]:
-    """Which column holds the answers, and why."""
+def _infer_target(table: Table, names: list[str], asked: Reading) -> tuple[str, str]:
+    """Which column holds the answers, and why: the last whose values come again or are numbers, which no date is."""
     import pyarrow.compute as pc
     from pyarrow import types
 
@@ -180,10 +180,14 @@ def _infer_target(table: Table, names: list[str]) -> tuple[str, str]:
         values = table.columns[table.names.index(name)]
         nested = types.is_nested(values.type) or types.is_null(values.type)
         many = table.rows if nested else pc.count_distinct(values).as_py()
+        if values.null_count == table.rows or many < 2:
+            continue
         text = types.is_string(values.type) or types.is_large_string(values.type)
-        if values.null_count < table.rows and many > 1 and not (text and many > 0.9 * table.rows and table.rows > 20):
+        kind = "" if nested else column(values, asked, name, table.decimal).values.dtype.kind
+        names_each = text and kind == "O" and many > 0.9 * table.rows and table.rows > 20
+        if kind != "M" and not names_each:
             last = name == names[-1]
-            return name, "the last column" if last else "the last column whose values come again"
+            return name, "the last column" if last else "the last column that can be answers"
     return names[-1], "the last column"
 
 
