@@ -39,7 +39,7 @@ import numpy as np
 
 from lamina import files, mapped
 from lamina.errors import LaminaError, ResourceError, printable
-from lamina.processes import cores, in_main_thread, settle
+from lamina.processes import can, cores, in_main_thread, settle
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pbm", ".pnm", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "PPM", "TIFF")  # none of those that run other programs
@@ -384,7 +384,7 @@ class _Work:
     def on(self, count: int) -> Iterator[tuple[Executor, Callable[[slice], _Part | None]]]:
         """Whoever works on it, on so many cores, and what to ask of them."""
         global _work
-        if count > 1 and len(self.paths) >= _PROCESSES and hasattr(os, "fork"):
+        if count > 1 and len(self.paths) >= _PROCESSES and can():
             _work = self
             context = multiprocessing.get_context("fork")
             with ProcessPoolExecutor(count, context, settle, (os.getpid(), in_main_thread())) as processes:

@@ -26,6 +26,12 @@ PATIENCE = 20.0  # seconds after which work that is not done beside is done here
 T = TypeVar("T")
 
 
+def can() -> bool:
+    """Whether this process can be copied. One that was made to end with its parent (a worker of a `multiprocessing.Pool`) may
+    have no children."""
+    return CAN and not multiprocessing.current_process().daemon
+
+
 def cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -64,7 +70,7 @@ def _die_with(parent: int) -> None:
 def beside(work: Callable[[], T]) -> Callable[[], T]:
     """Begin work in a copy of this process, and go on; gives what waits for what comes out of it. Where there can be no copy,
     or where it comes to grief, the work is done here, once somebody waits for it."""
-    if not CAN or cores() < 2:
+    if not can() or cores() < 2:
         return work
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import torch
 
 import lamina
 from lamina import processes
+from lamina.batches import datasets
 
 pytestmark = pytest.mark.skipif(not processes.CAN, reason="processes cannot be copied on this system")
 
@@ -72,10 +74,32 @@ def test_where_there_can_be_no_copy_the_work_is_done_here(what, monkeypatch):
     assert processes.beside(functools.partial(who, os.getpid(), "here"))()[0] == os.getpid()
 
 
+class Items(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, k: int) -> tuple[torch.Tensor, int]:
+        return torch.full((3,), float(k % 2)), k % 2
+
+
+def trained(runs: str) -> tuple[float, int, bool]:
+    datasets.WORTH = 0.0  # else so few are read without workers anyway
+    run = lamina.train(Items(), net=torch.nn.Linear(3, 2), loss=torch.nn.CrossEntropyLoss(), runs=runs, quiet=True)
+    return run.headline.value, run.recipe.workers, (run.folder / "report.html").is_file()
+
+
+def test_a_process_that_may_have_no_children_trains_all_the_same(tmp_path):
+    """In a pool of multiprocessing, where settings are tried side by side."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        value, workers, report = pool.apply(trained, (str(tmp_path),))
+    assert value >= 0.5 and workers == 0 and report
+
+
 def test_a_copy_ends_with_the_process_that_made_it():
     script = """
 import functools, os, time
 from lamina import processes
+from lamina.batches import datasets
 processes.cores = lambda: 2
 def work():
     print(os.getpid(), flush=True)

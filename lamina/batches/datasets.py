@@ -197,8 +197,8 @@ class DatasetBatches(Epochs):
 
     def _chosen(self, step: float | None) -> tuple[int, str]:
         cores = processes.cores()
-        if cores < 2 or not processes.CAN:
-            return 0, "one core" if cores < 2 else "this system cannot fork"
+        if cores < 2 or not processes.can():
+            return 0, "one core" if cores < 2 else "this process cannot be copied"
         few = [int(row) for row in self.rows[:: max(1, len(self.rows) // 18)][:18]]
         try:
             self.reader.items(0, few[:1])  # the first may open files, and import
