@@ -115,4 +115,5 @@ def _do(parent: int, from_main: bool, work: Callable[[], Any], pipe: Any, theirs
         found = work()
     except Exception:  # it is told by whoever does it again
         return
-    pipe.send(found)
+    with contextlib.suppress(OSError):  # nobody waits any more
+        pipe.send(found)

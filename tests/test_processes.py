@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -52,6 +53,15 @@ def test_what_comes_to_grief_beside_is_done_here(how, monkeypatch):
     assert processes.beside(functools.partial(who, os.getpid(), how))()[:2] == (os.getpid(), how)
     with pytest.raises(ChildProcessError):  # nothing is left of it
         os.waitpid(-1, os.WNOHANG)
+
+
+def test_work_that_nobody_waits_for_ends_without_a_word(capfd):
+    processes.beside(functools.partial(bytes, 1_000_000))
+    gc.collect()  # with what would have waited, the pipe goes
+    for process in multiprocessing.active_children():
+        process.join(10)
+        assert process.exitcode == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_an_error_of_the_work_is_raised_here():

@@ -60,6 +60,8 @@ def sniffed(truth):
         (np.array([-1, 0, 1] * 20), "classes"),
         (np.array([-1] * 2 + [0, 1, 2] * 20), "classes"),  # -1 for no label, as the checks will say
         (np.arange(100) % 7 - 3, "numbers"),  # errors of counting
+        (np.full(30, -1), "classes"),  # one, as the checks will say
+        (np.zeros(0, int), "classes"),
         ((np.arange(40) ** 2 + 3).repeat(25), "classes"),  # forty people, known by numbers of their own
         (np.random.default_rng(0).normal(500, 40, 5000).round().astype(int) // 8 * 8, "numbers"),  # a test's scores
         (np.random.default_rng(0).integers(18, 90, 5000), "numbers"),  # ages

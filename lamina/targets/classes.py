@@ -35,8 +35,8 @@ def _are_names(values: np.ndarray, counts: np.ndarray) -> bool:
     """Whether whole numbers (K,), sorted, that occur so often number classes rather than measure something. Up to 20 do,
     where each is there a few times; of more, those that are numbered through from 0 or 1, or that lie anywhere and are about
     as frequent as one another."""
-    if values[0] < -1:
-        return False  # no class has such a number
+    if not len(values) or values[0] < -1:
+        return not len(values)  # no class has such a number
     if values[0] < 0:  # -1 may be a class, or say that there is none
         return are_signs(values, counts) or _are_names(values[1:], counts[1:])
     distinct, each = len(values), counts.mean()
