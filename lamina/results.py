@@ -350,5 +350,5 @@ def _report(job: Job, facts: dict[str, Any], painted: Callable[[], dict[str, Pai
     facts["findings"] = [found.state() for found in job.data.findings]
     facts["split"] = {part: job.data.size(part) for part in data.PARTS if job.data.size(part)}
     facts["run"] = {**job.facts, "status": "done"}
-    page.load()
+    page.load()  # while the figures are painted
     writing.write(job.folder, facts, painted())

@@ -250,7 +250,7 @@ class Table(Domain):
                 found.append(Finding(
                     "repeated_names", "note",
                     f"The column {column['name']} names {len(column['values']) + column['pooled']:,} that come again.",
-                    1, column["values"][:_SHOWN], "taken as a category: rows of one are in train and in test",
+                    1, column["values"][:_SHOWN], "taken as a category: rows of one may be in train and in test",
                     f"--groups {column['name']} if the net is to be asked about others, or --ignore {column['name']}",
                 ))  # fmt: skip
             if column["kind"] == "text" and column["why"] != "yours":
@@ -468,11 +468,12 @@ class Table(Domain):
         }
         epochs = max(10, min(30 if little else 40, round((600 if little else 3_500) * batch / n)))
         epochs *= 1 if asked.budget is None else ENOUGH
+        planned = asked.budget is not None or asked.steps is not None
         if asked.steps is None:
             found["epochs"] = (epochs, f"{rows}, about {epochs * -(-n // batch):,} steps")
-        if (not little or asked.budget or asked.steps) and share(held_out["valid"]) != 0:
+        if (not little or planned) and share(held_out["valid"]) != 0:
             found["early_stopping"] = (
-                max(5, epochs // 3) if asked.budget is None and asked.steps is None else 20,
+                20 if planned else max(5, epochs // 3),
                 "tables differ in how soon they are learned by heart",
             )
         return found
