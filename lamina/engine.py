@@ -14,7 +14,9 @@ Nothing here knows what is learned: pictures, tokens and games come as batches a
 
 from __future__ import annotations
 
+import copy
 import gc
+import itertools
 import math
 import time
 import warnings
@@ -26,9 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from lamina import devices, divergence, losses, pieces
-from lamina.batches import Batch, walkable
+from lamina.batches import Batch, Batches, RaggedBatches, walkable
 from lamina.errors import DataError, Diverged, UsageError, out_of_memory
 from lamina.lanes import Lane
+from lamina.ondevice import OnDevice
 from lamina.state import TrainState, all_generators, set_all_generators
 
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, Any]]  # -> 0-d loss, count of its mean (None: a sum)
@@ -47,6 +50,7 @@ class Progress:
         self.epoch = 0  # counted from 0
         self.batch = 0  # within the epoch, counted from 0
         self.epoch_end = False
+        self.eager = ""  # at the end of an epoch: why steps are not recorded
         self.scores: dict[str, float] = {}  # filled by the caller, after validation
         self.incident: dict[
             str, Any
@@ -223,16 +227,16 @@ def learn(
     before = _Before(net, device)
     looked_at = scaler is None
     masked = looked_at and not near and all(group.get("fused") for group in optimizer.param_groups)
-    looked_at = looked_at and not masked
-    kernel: Any = optimizer
-    if masked:
-        state.skipped, state.in_row = (torch.as_tensor(float(n), device=device) for n in (state.skipped, state.in_row))
-        worst = torch.zeros((), device=device)
+    there = OnDevice(state, lane, before.put_back, clip_value, clip_norm) if masked else None
+    fresh = True  # an optimiser that makes its state in a step that it leaves out would keep garbage: that one is asked about
 
     try:
         while (epochs is None or state.epoch < epochs) and (steps is None or state.step < steps):
             if state.batch == 0:
-                state.loss_sum, state.loss_count = torch.zeros((), device=device), 0
+                if there is None:
+                    state.loss_sum, state.loss_count = torch.zeros((), device=device), 0
+                else:
+                    there.begin()
             epoch, began = state.epoch, state.step
             for window, last in _windows(batches.epoch(state.epoch, state.batch), accumulate, exact, state.batch):
                 # The rate of this step.
@@ -247,10 +251,11 @@ def learn(
                 step, parts = _made_in_pieces(window, lane, scaler, state, before)
                 progress.incident = {} if state.most == most else _in_pieces(state.most, window, net)
 
-                # What is not finite goes no further. A kernel on a GPU is told so there, since asking would wait for it.
-                found = divergence.found(step.whole, lane.given()) if masked else None
-                if step.bad is not None or (looked_at and not divergence.finite(step.whole, lane.given())):
-                    state.skipped, state.in_row = state.skipped + 1, state.in_row + 1
+                # What is not finite goes no further. Asking would wait for a GPU, which is told to leave such a step out.
+                asked = looked_at and (there is None or fresh)
+                if step.bad is not None or (asked and not divergence.finite(step.whole, lane.given())):
+                    state.skipped += 1
+                    state.in_row += 1
                     error = _diverged(step, parts, lane, before, state)
                     if state.in_row > skips:
                         raise error
@@ -259,30 +264,31 @@ def learn(
                     lane.forget()
 
                 # Clip and update.
+                elif there is not None:
+                    there.end(step.whole, step.parts)
+                    fresh = False
+                    if ema is not None:
+                        ema.update_parameters(net)
+                    worst, ago = there.told() if last or state.step % _LOOK == 0 else (0, 0)
+                    if worst:
+                        was = _cut_again(batches, state, ago * accumulate, len(window)) if ago else parts
+                        error = _diverged(step, was, lane, before, state, ago)
+                        if worst > skips:
+                            raise error
+                        progress.incident["skipped"] = error
                 else:
-                    _add_up(state, step, found)
+                    _add_up(state, step)
                     if scaler is not None and (clip_norm or clip_value):
                         scaler.unscale_(optimizer)
                     lane.clip(clip_value, clip_norm)
                     if scaler is not None:
                         scaler.step(optimizer)
                         scaler.update()
-                    elif found is not None:
-                        kernel.grad_scale, kernel.found_inf = None, found
-                        lane.update()
-                        before.put_back(found)
-                        state.skipped, state.in_row = state.skipped + found, (state.in_row + found) * found
-                        worst = torch.maximum(worst, state.in_row)
                     else:
                         lane.update()
                         state.in_row = 0
                     if ema is not None:
                         ema.update_parameters(net)
-                if found is not None and (last or state.step % _LOOK == 0) and float(worst):
-                    error = _diverged(step, parts, lane, before, state)
-                    if float(worst) > skips:
-                        raise error
-                    progress.incident["skipped"], worst = error, torch.zeros_like(worst)
 
                 # The cursor points to the next batch before anybody can look, so that saving here is exact.
                 progress.epoch, progress.batch, progress.epoch_end = state.epoch, state.batch + len(window) - 1, last
@@ -292,7 +298,7 @@ def learn(
                 state.batch += len(window)
                 if last:
                     state.epoch, state.batch = state.epoch + 1, 0
-                    progress.scores = {}
+                    progress.scores, progress.eager = {}, lane.words
                     if scaler is not None and scaler.get_scale() < _LEAST_SCALE:
                         raise Diverged(
                             f"Gradients in fp16 overflow whatever their scale, which has come down to {scaler.get_scale():g}.",
@@ -314,8 +320,8 @@ def learn(
                 state.epoch, state.batch = epoch + 1, 0
     finally:
         lane.close()
-        if masked:
-            del kernel.grad_scale, kernel.found_inf
+        for name in ("grad_scale", "found_inf"):  # what the optimiser was told on a GPU
+            vars(optimizer).pop(name, None)
 
 
 class _Before:
@@ -448,24 +454,34 @@ def _accumulated(window: list[Batch], lane: Lane, scaler: Any) -> _Step:
     return step
 
 
-def _add_up(state: TrainState, step: _Step, found: Tensor | None) -> None:
-    """The epoch's loss so far, on the device: nobody waits for it. found: 1 there, where the step is not applied."""
+def _add_up(state: TrainState, step: _Step) -> None:
+    """The epoch's loss so far."""
     assert state.loss_sum is not None
     for value, count, examples in step.parts:
-        over: Any = examples if count is None else count
-        weight: Any = 1 if count is None else count
-        if found is not None:
-            value, over, weight = torch.where(found > 0, 0.0, value), over * (1 - found), weight * (1 - found)
+        weight = 1 if count is None else count
         if isinstance(weight, Tensor):
             state.loss_sum.add_(value.float() * weight)
         else:
             state.loss_sum.add_(value.float(), alpha=weight)
-        state.loss_count += over
+        state.loss_count += examples if count is None else count
 
 
-def _diverged(step: _Step, parts: list[Batch], lane: Lane, before: _Before, state: TrainState) -> Diverged:
-    """The step once more, slowly, with the random numbers it had: where do numbers stop being finite?"""
+def _cut_again(batches: Any, state: TrainState, ago: int, count: int) -> list[Batch]:
+    """So many batches of this epoch, from one that came `ago` batches before; none where they cannot be had again."""
+    if not isinstance(batches, (Batches, RaggedBatches)) or ago > state.batch:
+        return []
+    walk: Any = copy.copy(batches)
+    walk.reuse = False  # its memory holds the batch of this step
+    return list(itertools.islice(walk.epoch(state.epoch, state.batch - ago), count))
+
+
+def _diverged(
+    step: _Step, parts: list[Batch], lane: Lane, before: _Before, state: TrainState, ago: int = 0
+) -> Diverged:
+    """The step once more, slowly, with the random numbers it had: where do numbers stop being finite? A step that was `ago`
+    steps before is made of its own batches with the weights and random numbers of now."""
     after, buffers = all_generators(), [buffer.clone() for buffer in before.buffers]
+    cause = divergence.Cause("its batch is not at hand any more", found=False)
     for batch in parts if step.bad is None else [step.bad]:
         before.rewind()
         before.put_back()
@@ -478,14 +494,15 @@ def _diverged(step: _Step, parts: list[Batch], lane: Lane, before: _Before, stat
     set_all_generators(after)
     for buffer, value in zip(before.buffers, buffers, strict=True):
         buffer.copy_(value)
-    loss, place = float(step.whole), f"of step {state.step + 1} (epoch {state.epoch + 1})"
+    loss, place = float(step.whole), f"of step {state.step + 1 - ago} (epoch {state.epoch + 1})"
     what = f"A gradient {place} is not finite" if math.isfinite(loss) else f"The loss {place} is {loss:g}"
+    what = f"Loss or gradient {place} are not finite" if ago else what
     rate = float(state.optimizer.param_groups[0]["lr"])
     error = Diverged(
         f"{what}; the step was not applied: {cause.words}.",
         fix=f"lower the learning rate (now {rate:g}) or clip gradients (--clip-norm 1); look at the examples named",
     )
-    error.step, error.layer, error.rows = state.step + 1, cause.layer, cause.rows
+    error.step, error.layer, error.rows = state.step + 1 - ago, cause.layer, cause.rows
     return error
 
 

@@ -3,7 +3,8 @@
 In: an optimiser of torch's with a fused kernel, and the parameters that get gradients. Out: a `Flat`: the same parameters,
 now views of one tensor, as ordinary as before to the module and its owner; views for their gradients; and `update()`, which
 does what `optimizer.step()` does, to the bit, in one call of torch's kernel a group. The optimiser's own state tensors
-become views too, so its `state_dict()` and `load_state_dict()` go on working.
+become views too, so its `state_dict()` and `load_state_dict()` go on working. On a GPU the learning rate is a tensor, rounded
+to float32, so that an update can be captured.
 
 To the bit: the kernel works in vectors of 16 numbers and finishes a tensor one by one, with other roundings. So a tensor
 whose size is no multiple of 16 is not joined to its neighbours, and is updated beside them.
@@ -38,7 +39,7 @@ def why_not(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> s
     own = kind is not base and not kind.__module__.startswith("lamina.")
     if base is None or own or base.__name__ not in _STATES:
         return f"{kind.__name__} updates its tensors one by one"
-    if any(getattr(optimizer, hooks, None) for hooks in _HOOKS):
+    if any(not getattr(hook, "once", False) for hooks in _HOOKS for hook in getattr(optimizer, hooks, {}).values()):
         return "has hooks of its own"
     if any(getattr(torch_optimizer, hooks, None) for hooks in _HOOKS_OF_ALL):
         return "has hooks, as all optimisers have here"
@@ -53,7 +54,7 @@ def why_not(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> s
         return "has no parameters that get a gradient"
     if len({(p.device, p.dtype) for p in parameters}) > 1:
         return "has parameters of several types or devices"
-    if parameters[0].device.type != "cpu" or parameters[0].dtype not in (torch.float32, torch.float64):
+    if parameters[0].device.type not in ("cpu", "cuda") or parameters[0].dtype not in (torch.float32, torch.float64):
         return f"has parameters of {parameters[0].dtype} on {parameters[0].device}"
     if any(type(p) not in (Tensor, nn.Parameter) or not _dense(p) for p in parameters):
         return "has a parameter that is not a dense tensor of torch's"
@@ -88,6 +89,18 @@ class _Group:
         self.gradients: list[Tensor] = []
         self.states: dict[str, list[Tensor]] = {}
         self.steps: list[Tensor] = []
+        self.rate: Any = settings["lr"]  # on a GPU a tensor there, so that a captured update may change it
+
+    def set_rate(self) -> None:
+        """The learning rate as its owner has it now."""
+        rate = self.settings["lr"]
+        if self.members[0].device.type == "cpu":
+            self.rate = rate
+        elif not isinstance(self.rate, Tensor):
+            self.rate, self._rate = torch.tensor(rate, dtype=torch.float32, device=self.members[0].device), rate
+        elif rate != self._rate:
+            self.rate.fill_(rate)
+            self._rate = rate
 
 
 class Flat:
@@ -141,12 +154,24 @@ class Flat:
             return False
         return all(map(operator.is_, [state.get(name) for state, name in self._owners], self._kept))
 
-    def update(self) -> None:
-        """`optimizer.step()`, over everything at once. The first one is torch's own: it makes the state."""
+    @property
+    def settings(self) -> list[Any]:
+        """What an update reads as plain values; the learning rate is none of them."""
+        return [value for own in self._groups for name, value in own.settings.items() if name not in ("params", "lr")]
+
+    def prepare(self) -> bool:
+        """Before an update: take in the optimiser's state and its rates. False where the update will be torch's own."""
         if self._ready and any(_missing(own) for own in self._groups):  # momentum that was 0, for one
             self._ready = False
         self._ready = self._ready or self._adopt()
-        if not self._ready:
+        for own in self._groups:
+            own.set_rate()
+        return self._ready
+
+    def update(self, found: Tensor | None = None) -> None:
+        """`optimizer.step()`, over everything at once. The first one is torch's own: it makes the state. found: a number on
+        a GPU; where it is not 0, nothing happens."""
+        if not self.prepare():
             for p, gradient in zip(self.parameters, self.gradients, strict=True):
                 p.grad = gradient
             self.optimizer.step()
@@ -154,7 +179,9 @@ class Flat:
         if self._steps is not None:
             self._steps.add_(1)
         for own in self._groups:
-            _KERNELS[self.kind](own)
+            _KERNELS[self.kind](own, found)
+        if self._steps is not None and found is not None:
+            self._steps.sub_(found)
 
     def separate(self) -> None:
         """Everything its own memory again, with the same values."""
@@ -180,7 +207,8 @@ class Flat:
         if len(ages) > 1:
             return False
         if ages:
-            self._steps = torch.full((len(states),), ages.pop(), dtype=torch.float32)
+            device = next(state["step"].device for state in states if "step" in state)
+            self._steps = torch.full((len(states),), ages.pop(), dtype=torch.float32, device=device)
             for state, step in zip(states, self._steps.unbind(), strict=True):
                 self._keep(state, "step", step)
         for name in names:
@@ -200,7 +228,7 @@ class Flat:
 
     def _laid(self, of: Callable[[Tensor], Tensor]) -> Tensor:
         first = self.parameters[0]
-        memory = torch.zeros(self.size, dtype=first.dtype)
+        memory = torch.zeros(self.size, dtype=first.dtype, device=first.device)
         with torch.no_grad():
             for p in self.parameters:
                 self._view(memory, p).copy_(of(p))
@@ -226,27 +254,27 @@ def _missing(own: _Group) -> bool:
     return bool((of.get("momentum") and not own.states) or (of.get("amsgrad") and "max_exp_avg_sq" not in own.states))
 
 
-def _adam(own: _Group, decoupled: bool = False) -> None:
+def _adam(own: _Group, found: Tensor | None, decoupled: bool = False) -> None:
     of, states = own.settings, own.states
     beta1, beta2 = of["betas"]
     kernel = torch._fused_adamw_ if of.get("decoupled_weight_decay", decoupled) else torch._fused_adam_
     kernel(
         own.parameters, own.gradients, states["exp_avg"], states["exp_avg_sq"],
-        states["max_exp_avg_sq"] if of["amsgrad"] else [], own.steps, lr=of["lr"], beta1=beta1, beta2=beta2,
-        weight_decay=of["weight_decay"], eps=of["eps"], amsgrad=of["amsgrad"], maximize=of["maximize"],
+        states["max_exp_avg_sq"] if of["amsgrad"] else [], own.steps, lr=own.rate, beta1=beta1, beta2=beta2,
+        weight_decay=of["weight_decay"], eps=of["eps"], amsgrad=of["amsgrad"], maximize=of["maximize"], found_inf=found,
     )  # fmt: skip
 
 
-def _sgd(own: _Group) -> None:
+def _sgd(own: _Group, found: Tensor | None) -> None:
     of = own.settings
     torch._fused_sgd_(
         own.parameters, own.gradients, own.states["momentum_buffer"] if of["momentum"] else [],
-        weight_decay=of["weight_decay"], momentum=of["momentum"], lr=of["lr"], dampening=of["dampening"],
-        nesterov=of["nesterov"], maximize=of["maximize"], is_first_step=False,
+        weight_decay=of["weight_decay"], momentum=of["momentum"], lr=own.rate, dampening=of["dampening"],
+        nesterov=of["nesterov"], maximize=of["maximize"], is_first_step=False, found_inf=found,
     )  # fmt: skip
 
 
-_KERNELS: dict[str, Callable[[_Group], None]] = {
+_KERNELS: dict[str, Callable[[_Group, Tensor | None], None]] = {
     "Adam": _adam,
     "AdamW": functools.partial(_adam, decoupled=True),  # of itself, before torch 2.7 made it a kind of Adam
     "SGD": _sgd,
@@ -257,5 +285,5 @@ def clip_norm(gradient: Tensor, largest: float) -> Tensor:
     """Scale all gradients together to a norm of at most `largest`, as torch.nn.utils.clip_grad_norm_ does; gives the norm."""
     norm = torch.linalg.vector_norm(gradient)
     if math.isfinite(largest):
-        gradient.mul_((largest / (norm + 1e-6)).clamp_(max=1.0))
+        gradient.mul_((largest / (norm + 1e-6)).clamp_(max=1.0).nan_to_num_(0.0))  # what lies between gradients stays 0
     return norm

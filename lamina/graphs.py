@@ -22,23 +22,29 @@ class Graph:
     """Kernels that a function launches, made ready to be launched again.
 
     given: what the function gave, at every replay the same objects; into: for some of them, tensors of the same shape that
-    they are written to, and that are given. The function is run twice, once to warm up.
+    they are written to, and that are given. The function runs once to warm up, unless the same kernels have run before
+    (`warm`), and once more while it is captured, where nothing is computed. If it cannot be captured, what it raised comes out
+    and the current stream is what it was.
     """
 
-    def __init__(self, function: Callable[[], Sequence[Tensor]], into: dict[int, Tensor] | None = None):
+    def __init__(
+        self, function: Callable[[], Sequence[Tensor]], into: dict[int, Tensor] | None = None, *, warm: bool = False
+    ):
         into = into or {}
+        now = torch.cuda.current_stream()
         beside = torch.cuda.Stream()  # libraries make their workspaces there, which a capture must not
-        beside.wait_stream(torch.cuda.current_stream())
+        beside.wait_stream(now)
         with torch.cuda.stream(beside):
-            function()
-        torch.cuda.current_stream().wait_stream(beside)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            found = [tensor.detach() for tensor in function()]
-            with torch.no_grad():
-                for number, place in into.items():
-                    found[number] = place.copy_(found[number])
-        self.given = found
+            if not warm:
+                function()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=beside, capture_error_mode="thread_local"):
+                found = [tensor.detach() for tensor in function()]
+                if into:
+                    with torch.no_grad():
+                        torch._foreach_copy_(list(into.values()), [found[number] for number in into])
+        now.wait_stream(beside)
+        self.given = [into.get(number, tensor) for number, tensor in enumerate(found)]
 
     def replay(self) -> None:
         """Do it again."""

@@ -266,6 +266,22 @@ def evaluating(net: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def moved(
+    net: nn.Module, loss: Any, device: torch.device, loaded: data.Data, recipe: Recipe, own: bool
+) -> tuple[nn.Module, Any]:
+    """Net and loss on the device. Before a net of somebody's own goes to a GPU, one batch goes through it on the CPU: an index
+    that is out of range is an error there, and on a GPU the end of the process. What must not leave the GPU is tried there."""
+    if own and device.type == "cuda" and all(p.device.type == "cpu" for p in net.parameters()):
+        try:
+            check_contract(net, loaded, loss, torch.device("cpu"), recipe)
+        except UsageError as error:
+            if "device" not in error.what and "cuda" not in error.what.lower():
+                raise
+    if isinstance(loss, nn.Module):
+        loss = loss.to(device)
+    return net.to(device), loss
+
+
 def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.device, recipe: Recipe) -> None:
     """One batch through net and loss, before an hour is spent: what does not fit is said now. Leaves no trace."""
     if not any(True for _ in net.parameters()):
@@ -557,8 +573,13 @@ def fit_to_machine(job: Job) -> None:
     if not job.supervised or (recipe.accumulate or 1) > 1:
         return
     if job.device.type != "cpu":
-        captured = job.device.type == "cuda" and recipe.compile == "on"
-        job.facts["step"].update(captured=captured, why="" if captured else "--compile on captures it as a CUDA graph")
+        cuda, scaled = job.device.type == "cuda", recipe.precision == "fp16"
+        job.facts["step"].update(
+            captured=cuda and recipe.compile != "off" and not scaled,
+            why="its loss is scaled for fp16" if scaled else "" if cuda else f"it runs on {job.device}",
+            channels_last=cuda and not recipe.strict and trial.likes_channels_last(job.net),
+        )
+        lay_out(job)
         return
     with keeping_generators():
         batch = first_to_learn(job.net, job.data, job.device, recipe)

@@ -179,13 +179,29 @@ def _fixed_order() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """On a GPU float32 as it is, and kernels that are not chosen by trial: answers that are the same another day."""
+    before = _get_cuda()
+    _set_cuda(False, False, False)
+    try:
+        yield
+    finally:
+        _set_cuda(*before)
+
+
+@contextlib.contextmanager
 def _tensor_float() -> Iterator[None]:
-    before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
+    before = _get_cuda()
     _set_cuda(True, True, True)
     try:
         yield
     finally:
         _set_cuda(*before)
+
+
+def _get_cuda() -> tuple[bool, bool, bool]:
+    cudnn = torch.backends.cudnn
+    return torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
 
 
 def _set_cuda(matmul: bool, convolutions: bool, trial: bool) -> None:

@@ -236,6 +236,7 @@ def _watch_for_sparse(optimizer: Optimizer) -> None:
         for group in optimizer.param_groups:
             group["fused"] = False
 
+    look_once.once = True  # type: ignore[attr-defined]  # for `flat`, whose first update is torch's own
     handle = optimizer.register_step_pre_hook(look_once)
 
 

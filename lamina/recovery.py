@@ -47,6 +47,7 @@ class Recovery:
         self.good_step = 0
         self._first: float | None = None  # loss
         self._high = 0  # steps in a row
+        self._looked = 0  # the step after which the loss was last looked at
         self._backs, self._back_at = 0, 0
 
     def __call__(self, progress: Any) -> list[dict[str, Any]]:
@@ -71,11 +72,12 @@ class Recovery:
 
     def state_dict(self) -> dict[str, Any]:
         return {"good": self.good, "good_step": self.good_step, "first": self._first, "high": self._high,
-                "backs": self._backs, "back_at": self._back_at}  # fmt: skip
+                "looked": self._looked, "backs": self._backs, "back_at": self._back_at}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.good, self.good_step, self._first = dict(state["good"]), state["good_step"], state["first"]
         self._high, self._backs, self._back_at = state["high"], state["backs"], state["back_at"]
+        self._looked = state.get("looked", 0)
 
     def begin(self) -> None:
         """Before the first step: the weights as they are now are good."""
@@ -89,7 +91,9 @@ class Recovery:
         if self._first is None:
             self._first = loss
         far = self.supervised and loss > self._first + _FAR * max(abs(self._first), 1.0)
-        self._high = self._high + 1 if far else 0
+        passed = self.state.step - self._looked if self._high else 1
+        self._high = self._high + passed if far else 0
+        self._looked = self.state.step
         if self._high >= _HIGH:
             words = (
                 f"The loss is {loss:.4g} at step {self.state.step}, and was far above the {self._first:.4g} it began at"
@@ -131,7 +135,8 @@ class Recovery:
     def _back(self, error: Diverged) -> dict[str, Any]:
         """To the last good weights, with a lower rate."""
         state, optimizer = self.state, self.state.optimizer
-        self._high, state.in_row = 0, state.in_row * 0
+        self._high = 0
+        state.in_row -= state.in_row  # in place, where it is a tensor
         if self._backs >= _BACKS:
             stopped = Diverged(
                 f"{error.what} Lower rates from the last good weights (of step {self.good_step}) did not help {_BACKS} times.",

@@ -321,7 +321,7 @@ def _step(job: Job) -> tuple[str, str, str]:
     if facts.get("recorded"):
         return ("step", ", ".join(["recorded", *words]), "below autograd, and replayed: the same bits; --compile off")
     if facts.get("captured"):
-        return ("step", ", ".join(["a CUDA graph", *words]), "you asked for it; compared with the eager step")
+        return ("step", ", ".join(["a CUDA graph", *words]), "captured and compared with the eager step; --compile off")
     return ("step", ", ".join(["eager", *words]), facts.get("why", ""))
 
 

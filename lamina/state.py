@@ -46,7 +46,7 @@ class TrainState:
     step: int = 0  # optimiser steps done
     examples: int = 0  # seen so far
     loss_sum: Tensor | None = None  # of this epoch, on the device
-    loss_count: int = 0
+    loss_count: Any = 0  # what that is the sum over; on a GPU a tensor there
     seconds: float = 0.0  # of learning, before this process
     most: int | None = None  # examples at a time that memory has room for, where a batch did not fit
     skipped: Any = 0  # steps left out because loss or gradient were not finite; on a GPU a tensor there

@@ -239,7 +239,7 @@ def resume(
         module = runs_.build_net(record, kinds[0], kinds[1], net)
         criterion = jobs.build_loss(asked, loss, loaded)
         device = devices.pick(asked.device or "auto")
-        module = module.to(device)
+        module, criterion = jobs.moved(module, criterion, device, loaded, asked, facts["net"]["own"])
         jobs.check_contract(module, loaded, criterion, device, asked)
         unlabelled_.again(loaded, folder, asked, facts, unlabelled)
         job = Job(asked, origins, loaded, module, criterion, device, optimizer, watchers, folder, facts, screen, began)
@@ -372,7 +372,7 @@ def _start(
         _seed(found.seed or 0)
     module, record = jobs.build_net(found, objects.get("net"), loaded, own_net, found.net or loaded.domain.default_net)
     criterion = jobs.build_loss(found, objects.get("loss"), loaded)
-    module = module.to(device)
+    module, criterion = jobs.moved(module, criterion, device, loaded, found, own_net)
     if found.weights is not None and not names.is_pretrained(found.net):
         weights.load_weights(module, found.weights)
     told: dict[str, Any] | None = None
@@ -651,6 +651,14 @@ def _sound(job: Job, learning: _Learning) -> None:
         _tell_incidents(job, learning, learning.recovery.sound())
 
 
+def _tell_eager(job: Job, why: str) -> None:
+    """Steps that were to be recorded, and are not."""
+    facts = job.facts.get("step", {})
+    if why and (facts.get("recorded") or facts.get("captured")):
+        facts.update(recorded=False, captured=False, why=why)
+        job.screen.findings([("note", f"steps are eager from here: {why}", "")])
+
+
 def _tell_aside(job: Job, state: states.TrainState, history: History, index: int, reason: str) -> None:
     job.screen.findings([("warning", f"example {index} is set aside: {reason}", "")])
     history.tell(state.epoch, state.step, {"set_aside": index, "reason": reason})
@@ -729,6 +737,7 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
 
         # Validate.
         if progress.epoch_end:
+            _tell_eager(job, progress.eager)
             unchanged.look(progress.epoch)
             _sound(job, learning)
             progress.scores = {"train/loss": progress.mean_loss}

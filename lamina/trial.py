@@ -91,7 +91,7 @@ def choose(
         found.why_eager = "its loss is scaled for fp16"
         _refuse(compile, found.why_eager)
         return found
-    found.channels_last = not strict and _likes_channels_last(net)
+    found.channels_last = not strict and likes_channels_last(net)
     around = [*getattr(objective, "parts", [objective]), *([penalty] if penalty is not None else [])]
     reading = purity.Reading(net, around)
     if reading.reason:  # calling it would not be without a trace
@@ -145,7 +145,7 @@ def _as_before(reading: purity.Reading, batch: Batch, threads: int) -> Iterator[
             p.grad = gradient
 
 
-def _likes_channels_last(net: nn.Module) -> bool:
+def likes_channels_last(net: nn.Module) -> bool:
     """Whether convolutions of pictures are most of what a net does. Convolution and pooling of torch are faster when the
     channels of a place lie side by side. It is a rule, not a measurement: two runs must not differ by a chance look."""
     kernels = sum(m.weight.numel() for m in net.modules() if isinstance(m, nn.Conv2d) and m.groups == 1)

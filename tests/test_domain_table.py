@@ -278,7 +278,7 @@ def test_dates_without_hours_have_no_column_of_them():
 
 def test_a_missing_date_is_a_gap_in_all_its_parts():
     days = column("date")
-    days[5] = np.datetime64("NaT")
+    days[5] = np.datetime64("NaT", "s")
     domain = fitted(when=days)
     rows = encoded(domain, days)
     assert rows[5].isnan().all() and not rows[6].isnan().any()

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import lamina
 from lamina import devices
-from lamina.batches import Batch
+from lamina.batches import Batch, Batches
 from lamina.engine import supervised
 from lamina.errors import DataError, Diverged, UsageError
 from lamina.state import TrainState
@@ -916,7 +916,20 @@ def test_far_away_the_host_hears_of_it_within_32_steps(far):
     parts = [*PARTS[:3], (torch.full((8, 6), float("nan")), Y[:8]), *PARTS[:6] * 10]
     net, optimizer = steady(), None
     optimizer = fused(net)
-    with pytest.raises(Diverged, match="step 33"):
+    with pytest.raises(Diverged, match=r"of step 4 .*not at hand") as told:
         run(lamina.learn(net, parts, F.cross_entropy, optimizer))
+    assert told.value.step == 4
     assert all(torch.isfinite(value).all() for value in net.state_dict().values())
     assert not hasattr(optimizer, "found_inf")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_far_away_the_examples_are_named_that_were_at_fault(far, accumulate):
+    """They came some steps before the host hears of it, in a batch that can be cut again."""
+    x, y = torch.randn(8 * 40, 6), torch.arange(8 * 40) % 3
+    x[131, 2] = float("nan")
+    batches, net = Batches(x, y, batch_size=8, seed=3), steady()
+    at = next(k for k, batch in enumerate(batches.epoch(0)) if 131 in batch.indices)
+    with pytest.raises(Diverged, match="Loss or gradient") as told:
+        run(lamina.learn(net, batches, F.cross_entropy, fused(net), accumulate=accumulate))
+    assert told.value.rows == [131] and told.value.step == at // accumulate + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import warnings
 from collections import OrderedDict
 
 import numpy as np
@@ -985,32 +986,142 @@ class Captured:
 
     off = 0.0
 
-    def __init__(self, function, into):
-        function()  # warms up
-        self.function, self.into = function, into
-        self.given = [into.get(k, tensor.detach().clone()) for k, tensor in enumerate(function())]
+    def __init__(self, function, into=None, *, warm=False):
+        self.function = function
+        self.given = []
+        if not warm:  # while it is captured nothing is computed, so a function that must not run twice does not
+            function()
+            self.given = [(into or {}).get(k, tensor.detach().clone()) for k, tensor in enumerate(function())]
 
     def replay(self):
         for tensor, value in zip(self.given, self.function(), strict=True):
             tensor.detach().copy_(value.detach() * (1 + self.off))
 
 
-@pytest.mark.parametrize("forward", [torch_random, buffer, unused, python_random], ids=lambda f: f.__name__)
-def test_a_captured_step_ends_where_the_eager_one_does(monkeypatch, forward):
+@pytest.fixture
+def captured(monkeypatch):
+    """Steps as on a GPU; what of them was captured: True where it follows the gradients."""
+    made = []
+
+    class Seen(Captured):
+        def __init__(self, function, into=None, *, warm=False):
+            super().__init__(function, into, warm=warm)
+            made.append(warm)
+
     monkeypatch.setattr(lanes, "_CAPTURED", ("cpu",))
-    monkeypatch.setattr(lanes, "Graph", Captured)
+    monkeypatch.setattr(lanes, "_OFTEN", 2)
+    monkeypatch.setattr(lanes, "Graph", Seen)
+    monkeypatch.setattr(torch, "compile", lambda net, **_: net)
+    return made
+
+
+@pytest.mark.parametrize("forward", [torch_random, buffer, unused, python_random], ids=lambda f: f.__name__)
+def test_a_captured_step_ends_where_the_eager_one_does(captured, forward):
     lane = compare(kind_of(forward), change=adds_parts)
     assert lane.recorded == (forward is not python_random)
 
 
-def test_a_captured_step_may_differ_by_rounding_and_no_more(monkeypatch):
-    monkeypatch.setattr(lanes, "_CAPTURED", ("cpu",))
-    monkeypatch.setattr(lanes, "Graph", Captured)
+def test_a_captured_step_may_differ_by_rounding_and_no_more(captured, monkeypatch):
     for off, recorded in ((1e-5, True), (1e-2, False)):
         monkeypatch.setattr(Captured, "off", off)
         net = made()
         _, lane = learned(net, PARTS, F.cross_entropy, fused(net.parameters()))
         assert lane.recorded is recorded and (recorded or "in the loss" in lane.words)
+
+
+def test_a_step_is_captured_when_its_shape_has_come_often(captured, monkeypatch):
+    monkeypatch.setattr(lanes, "_OFTEN", 5)
+    net = made()
+    learned(net, PARTS[:4], F.cross_entropy, fused(net.parameters()), epochs=1)
+    assert not captured
+    learned(net, PARTS[:5], F.cross_entropy, fused(net.parameters()), epochs=1)
+    assert captured
+    captured.clear()
+    learned(net, PARTS[:2], F.cross_entropy, fused(net.parameters()), epochs=1, compile="on")
+    assert captured
+
+
+NOT_A_NUMBER = (torch.full((8, 6), float("nan")), Y[:8])
+CHANGES = {
+    "nothing": lambda step, net, optimizer: None,
+    "the rate": lambda step, net, optimizer: optimizer.param_groups[0].update(lr=1e-2 / (1 + step)),
+    "the decay": lambda step, net, optimizer: optimizer.param_groups[0].update(weight_decay=0.1 * (step > 9)),
+}
+
+
+@pytest.mark.parametrize("optimizer", [fused, sgd])
+@pytest.mark.parametrize("parts", [PARTS, [*PARTS[:4], NOT_A_NUMBER, *PARTS[4:]]], ids=["finite", "not a number"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_follows_the_gradients_is_captured_too(captured, monkeypatch, optimizer, parts, change):
+    monkeypatch.setattr("lamina.engine._NEAR", ())
+    ends = []
+    for compile in ("off", "on"):
+        net = made()
+        _, lane = learned(net, parts, F.cross_entropy, optimizer(net.parameters()), compile=compile,
+                          body=CHANGES[change], clip_norm=0.5, skips=1)  # fmt: skip
+        ends.append(net.state_dict())
+        assert lane.recorded == (compile == "on"), lane.words
+    assert_equal(*ends)
+    assert captured.count(True) == (2 if change == "the decay" else 1)
+
+
+def fails(net):
+    raise RuntimeError("no compiler here")
+
+
+class Doubled(nn.Module):
+    """A compiler's fault."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return 2 * self.net(x)
+
+
+@pytest.mark.parametrize("compiled, words", [(fails, "no compiler here"), (Doubled, "gives other bits .*the loss")])
+def test_a_net_that_torch_compiles_wrongly_is_captured_as_it_is(captured, monkeypatch, compiled, words):
+    monkeypatch.setattr(torch, "compile", lambda net, **_: compiled(net))
+    net, other = made(), made()
+    with pytest.warns(RuntimeWarning, match=f"captured as it is.*{words}"):
+        _, lane = learned(net, PARTS, F.cross_entropy, fused(net.parameters()), compile="on")
+    learned(other, PARTS, F.cross_entropy, fused(other.parameters()), compile="off")
+    assert lane.recorded
+    assert_equal(net.state_dict(), other.state_dict())
+
+
+def test_the_net_that_torch_has_compiled_is_the_one_captured(captured, monkeypatch):
+    called = []
+
+    class Compiled(Doubled):
+        def forward(self, x):
+            called.append(len(x))
+            return self.net(x)
+
+    monkeypatch.setattr(torch, "compile", lambda net, **_: Compiled(net))
+    for compile in ("auto", "on"):
+        net = made()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            learned(net, PARTS, F.cross_entropy, fused(net.parameters()), compile=compile)
+        assert bool(called) == (compile == "on")
+
+
+def test_a_step_whose_end_cannot_be_captured_goes_on_eagerly(captured, monkeypatch):
+    class Fails(Captured):
+        def __init__(self, function, into=None, *, warm=False):
+            if warm:
+                raise RuntimeError("no room")
+            super().__init__(function, into, warm=warm)
+
+    monkeypatch.setattr("lamina.engine._NEAR", ())
+    monkeypatch.setattr(lanes, "Graph", Fails)
+    net, other = made(), made()
+    _, lane = learned(net, PARTS, F.cross_entropy, fused(net.parameters()))
+    learned(other, PARTS, F.cross_entropy, fused(other.parameters()), compile="off")
+    assert_equal(net.state_dict(), other.state_dict())
+    assert not lane.recorded and "no room" in lane.words
 
 
 def test_a_replay_that_goes_wrong_later_is_found_in_a_later_epoch(monkeypatch):

@@ -464,6 +464,11 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, payload, code, first, s
 good, claims = packed(PICTURES), struct.pack(">4I", 0x803, 20, 6, 5)
 
 
+def zipped(data):
+    """Without the time, which would make another name of the test in every process."""
+    return gzip.compress(data, mtime=0)
+
+
 @pytest.mark.parametrize(
     "data, words",
     [
@@ -480,12 +485,12 @@ good, claims = packed(PICTURES), struct.pack(">4I", 0x803, 20, 6, 5)
         (packed(PICTURES[:0]), "has no items.* 0 x 6 x 5"),
         (struct.pack(">4I", 0x803, 0x7FFFFFFF, 28, 28) + good[16:], r"has 616 bytes(.|\n)*1,683,627,179,264 bytes"),
         (packed(LABELS), "file of labels: 1 dimension, 20 items"),
-        (gzip.compress(good)[:200], "damaged"),
-        (gzip.compress(good)[:-9] + b"\0" * 9, "damaged"),
+        (zipped(good)[:200], "damaged"),
+        (zipped(good)[:-9] + b"\0" * 9, "damaged"),
         (b"\x1f\x8b" + b"\0" * 30, "damaged"),
-        (gzip.compress(good[:300]), r"unpacks to 300 bytes(.|\n)*616 bytes"),
-        (gzip.compress(good + b"\0" * 9), r"unpacks to more than 616 bytes"),
-        (gzip.compress(struct.pack(">4I", 0x803, 0x7FFFFFFF, 28, 28) + good[16:]), "cannot hold what it says"),
+        (zipped(good[:300]), r"unpacks to 300 bytes(.|\n)*616 bytes"),
+        (zipped(good + b"\0" * 9), r"unpacks to more than 616 bytes"),
+        (zipped(struct.pack(">4I", 0x803, 0x7FFFFFFF, 28, 28) + good[16:]), "cannot hold what it says"),
     ],
 )
 @pytest.mark.parametrize("memory", [None, 1])

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lamina import losses, mapped
+from lamina import losses, machine, mapped
 from lamina.batches import Batch, Batches, Kept, over
 from lamina.batches.aside import SetAside
 from lamina.errors import DataError, UsageError
@@ -208,11 +208,12 @@ class Domain:
         if isinstance(walk, Batches) and walk.rows > PORTIONS[0] and not (exact and size):
             net = self._quick(net, walk, size, exact)
         outputs, truths = [], []
-        for batch in walk.epoch(0):
-            outputs.append(net(*batch.inputs).cpu())
-            if batch.truth is not None:
-                truths.append(batch.truth.cpu().numpy())
-            del batch  # the next one lies in the same memory, which the cores still have at hand
+        with machine.full_precision():
+            for batch in walk.epoch(0):
+                outputs.append(net(*batch.inputs).cpu())
+                if batch.truth is not None:
+                    truths.append(batch.truth.cpu().numpy())
+                del batch  # the next one lies in the same memory, which the cores still have at hand
         return torch.cat(outputs), np.concatenate(truths) if truths else None
 
     def _quick(self, net: nn.Module, walk: Batches, size: int | None = None, exact: bool = False) -> nn.Module:

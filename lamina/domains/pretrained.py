@@ -185,7 +185,7 @@ class Pretrained(Domain):
 
     # --- What a frozen trunk makes of examples is computed once -------------------------------------------------------
 
-    def featured(self, net: Any, examples: Encoded, rows: np.ndarray | None, device: Any = "cpu") -> Encoded:
+    def featured(self, net: Any, examples: Encoded, rows: np.ndarray | None) -> Encoded:
         """The examples with the features (N, F) of a trunk in the place of tokens or pictures; zeros in the rows that were
         not asked for. They are kept with the examples."""
         column = examples.inputs[0]
@@ -195,28 +195,28 @@ class Pretrained(Domain):
         wanted = np.arange(len(column)) if rows is None else np.unique(rows)
         missing = wanted[~kept["there"][wanted]]
         if len(missing):
-            kept["table"][torch.from_numpy(missing)] = self._looked_up(net, column, missing, device)
+            kept["table"][torch.from_numpy(missing)] = self._looked_up(net, column, missing)
             kept["there"][missing] = True
         return Encoded((kept["table"], *examples.inputs[1:]), examples.truth, examples.encode_truth)
 
-    def _looked_up(self, net: Any, column: Tensor, rows: np.ndarray, device: Any) -> Tensor:
+    def _looked_up(self, net: Any, column: Tensor, rows: np.ndarray) -> Tensor:
         """(n, F) of some rows: from the cache where many are asked for, else computed."""
         if len(rows) < CACHED:
-            return self._computed(net.trunk, column, rows, device)
+            return self._computed(net.trunk, column, rows)
         padding = self.tokens.padding if self.card.inputs == "texts" else None
         trunk = features.of_trunk(net.trunk)
         keys = features.keys(mapped.take(column, torch.from_numpy(rows)), padding)
         table, there = features.known(trunk, keys, int(net.features))
         if not there.all():
-            new = self._computed(net.trunk, column, rows[~there], device)
+            new = self._computed(net.trunk, column, rows[~there])
             table[torch.from_numpy(~there)] = new
             features.keep(trunk, keys[~there], new)
         return table
 
     @torch.no_grad()
-    def _computed(self, trunk: nn.Module, column: Tensor, rows: np.ndarray, device: Any) -> Tensor:
+    def _computed(self, trunk: nn.Module, column: Tensor, rows: np.ndarray) -> Tensor:
         """(n, F) of some rows: those of like length together."""
-        order = np.arange(len(rows))
+        order, device = np.arange(len(rows)), next(trunk.parameters()).device
         if self.card.inputs == "texts":
             lengths = (mapped.take(column, torch.from_numpy(rows)) != self.tokens.padding).sum(1)
             order = np.argsort(lengths.numpy(), kind="stable")
@@ -234,14 +234,14 @@ class Pretrained(Domain):
                     "augment changes pictures in every epoch, and what a frozen trunk makes of them is computed once.",
                     fix="leave augment out, or train the trunk too: --net-arg tune=true",
                 )
-            examples = self.featured(net, examples, rows, options.get("device", "cpu"))
+            examples = self.featured(net, examples, rows)
         if examples.inputs[0].ndim == 2 and examples.inputs[0].is_floating_point():  # features need no preparation
             return over(examples.inputs, examples.truth, indices=rows, **options)
         return super().batches(net, examples, rows, **options)
 
     def ask(self, net: Any, examples: Encoded, rows: np.ndarray | None = None, **options: Any) -> Any:
         if getattr(net, "frozen", False):
-            examples, net = self.featured(net, examples, rows, options.get("device", "cpu")), net.head
+            examples, net = self.featured(net, examples, rows), net.head
         return super().ask(net, examples, rows, **options)
 
     def validate(self, net: Any, batches: Any, target: Target, loss: Any, **options: Any) -> dict[str, float]:

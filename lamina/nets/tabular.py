@@ -202,7 +202,7 @@ class Tabular(nn.Module):
         direction hardly any row goes in counts no more than 1 / LEAST of the widest."""
         if self.steps is None or self.line is None:
             return
-        values = self.steps(x[:, : self.numbers])[1].double()
+        values = self.steps(x[:, : self.numbers].to(self.apart.device))[1].double()
         values = values - values.mean(0)
         spread, axes = torch.linalg.eigh(values.T @ values / len(values))
         self.apart.copy_(axes / spread.clamp(min=max(LEAST * float(spread[-1]), 1e-12)).sqrt() @ axes.T)

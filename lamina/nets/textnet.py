@@ -159,7 +159,9 @@ class TextNet(nn.Module):
     ) -> None:
         """Begin with what can be counted in texts: words (N, A), pieces (N, D), tokens (N, T). The embeddings of words begin
         as the company they keep, and the bags as naive Bayes where a truth is given: (N,) classes, (N, outputs) zeros and
-        ones or numbers, as the loss takes them."""
+        ones or numbers, as the loss takes them. It is counted on the CPU."""
+        home = next(self.parameters()).device
+        self.to("cpu")
         for bag, grams in ((self.words, words), (self.pieces, pieces)):
             if bag is not None and truth is not None:
                 _begin(bag, grams, truth, loss)
@@ -167,6 +169,7 @@ class TextNet(nn.Module):
             table = self.convolution.embedding.weight
             found = company(tokens, *table.shape)
             table[:, : found.shape[1]] = found
+        self.to(home)
 
 
 def _begin(bag: Bag, grams: Tensor, truth: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:

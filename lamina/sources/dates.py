@@ -94,5 +94,5 @@ def parsed(words: Sequence[str | None], style: str) -> np.ndarray:
         read = pc.strptime(column, format=style, unit="us", error_is_null=True)
     values = read.to_numpy(zero_copy_only=False).astype("datetime64[us]")
     low, high = np.datetime64(_YEARS[0]), np.datetime64(_YEARS[1])
-    values[~((values >= low) & (values < high))] = np.datetime64("NaT")
+    values[~((values >= low) & (values < high))] = np.datetime64("NaT", "us")
     return values.astype("datetime64[D]") if ":" not in style else values
