@@ -37,7 +37,7 @@ from lamina.state import TrainState, all_generators, set_all_generators
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, Any]]  # -> 0-d loss, count of its mean (None: a sum)
 
 _NEAR = ("cpu",)  # devices on which looking at a number waits for nothing
-_LOOK = 32  # steps on a GPU after which the host asks whether some were left out
+_LOOK = 32  # steps on a GPU after which the host asks whether some were left out; the first ones, and after that, each
 _LEAST_SCALE = 2.0**-10  # of a loss in fp16, which begins at 2^16 and is halved where a gradient overflows
 
 
@@ -168,7 +168,7 @@ def learn(
     A loss or a gradient that is NaN or infinite never reaches the weights. It raises `Diverged`, naming layer and
     examples; with `skips` only where more steps than that in a row are so, and until then the step is left out, its
     batch is used up, and `progress.incident["skipped"]` is that error. On a GPU the optimiser's fused kernel leaves the
-    step out, and the host hears of it within 32 steps; other optimisers wait for the GPU in each step.
+    step out, and after the first 32 steps the host hears of it within 32; other optimisers wait for the GPU in each step.
 
     Where a batch does not fit into memory the step is made again in halves, with the same random numbers and the same
     gradients but for roundings, as are all that follow; a `RuntimeWarning` says so, and `progress.incident`.
@@ -269,8 +269,10 @@ def learn(
                     fresh = False
                     if ema is not None:
                         ema.update_parameters(net)
-                    worst, ago = there.told() if last or state.step % _LOOK == 0 else (0, 0)
+                    due = last or state.step < state.watched or state.step % _LOOK == 0
+                    worst, ago = there.told() if due else (0, 0)
                     if worst:
+                        state.watched = state.step + _LOOK
                         was = _cut_again(batches, state, ago * accumulate, len(window)) if ago else parts
                         error = _diverged(step, was, lane, before, state, ago)
                         if worst > skips:

@@ -573,10 +573,13 @@ def fit_to_machine(job: Job) -> None:
     if not job.supervised or (recipe.accumulate or 1) > 1:
         return
     if job.device.type != "cpu":
-        cuda, scaled = job.device.type == "cuda", recipe.precision == "fp16"
+        cuda, asked = job.device.type == "cuda", recipe.compile or "auto"
+        why = f"it runs on {job.device}"
+        if cuda:
+            why = trial.why_eager(job.net, objective(job), recipe.precision or "fp32", asked, penalty(recipe))
         job.facts["step"].update(
-            captured=cuda and recipe.compile != "off" and not scaled,
-            why="its loss is scaled for fp16" if scaled else "" if cuda else f"it runs on {job.device}",
+            captured=cuda and asked != "off" and not why,
+            why=why,
             channels_last=cuda and not recipe.strict and trial.likes_channels_last(job.net),
         )
         lay_out(job)

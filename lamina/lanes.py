@@ -7,23 +7,21 @@ engine calls both for every step. Two ways, with the same bits:
     recorded   the step's kernels on memory that stays (`tape`), parameters and optimiser state laid flat (`flat`); on a GPU
                a CUDA graph (`graphs`), and a second one of all that follows the gradients
 
-`compile="auto"` records where it can, "on" says so as an error where it cannot, "off" never does. On a GPU "on" also has
-the net compiled by torch for the graph, which takes up to some minutes, and counts where it gives the same. A step is
-recorded when a batch of its shape comes for the second time: it is made eagerly, which is what counts; then it is made
-again while it is recorded, and replayed, and must give the same bits, in loss, gradients, buffers and generator. The next
-batch of that shape is recorded too, and must go the same way; so is the first of an epoch. On a GPU, where that takes
-tenths of a second, `auto` waits for the 32nd. Whatever speaks against it, at any time, sends the training back to eager
-steps, and `words` say why. What somebody changes between two steps (a layer, a rate of dropout, a number that the loss
-reads) is noticed, and recorded anew.
+`compile="auto"` records where it can, "on" says so as an error where it cannot, "off" never does. A step is recorded when a
+batch of its shape comes for the second time: it is made eagerly, which is what counts; then it is made again while it is
+recorded, and replayed, and must give the same bits, in loss, gradients, buffers and generator. The next batch of that shape
+is recorded too, and must go the same way; so is the first of an epoch. On a GPU, where that takes tenths of a second,
+`auto` waits for the 32nd. Whatever speaks against it, at any time, sends the training back to eager steps, and `words` say
+why. What somebody changes between two steps (a layer, a rate of dropout, a number that the loss reads) is noticed, and
+recorded anew.
 """
 
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +37,6 @@ Gradients = tuple[Tensor, Tensor, Any]  # the loss, the loss with penalties (bot
 _CAPTURED = ("cuda",)  # devices on which a step is captured as a graph
 _OFTEN = 32  # batches of a shape, before a step is captured that nobody asked to have captured
 _NEAR = 1e-3  # of the largest number, on such a device: there, sums are made in any order
-_NEAR_IN_HALF = 3e-2  # of a compiled net in half precision, which rounds elsewhere
 _SHAPES = 4  # recordings at most: data that always come in other shapes are not for recording
 _CHECK = 2000  # replays after which the first step of an epoch is compared with an eager one
 _AGAIN = 8  # new recordings at most, because the net was changed from outside
@@ -133,7 +130,6 @@ class Lane:
         self._guard = _Guard(net, optimizer, self._functions())
         self.parameters = self._guard.learning()
         self._flattens = not scaled
-        self._compiles = True  # torch's compiler has not failed yet
         elsewhere = next((p.device for p in self.parameters if p.device.type != "cpu"), None)
         self._device = "cpu" if elsewhere is None else elsewhere.type
         self._quicker = compile != "off" and not strict and elsewhere is None and quicker.concerns(net)
@@ -277,10 +273,10 @@ class Lane:
             self._join([p.grad for p in used])  # type: ignore[misc]
         return value.detach(), full.detach(), count
 
-    def _losses(self, batch: Any, net: nn.Module | None = None) -> Gradients:
-        """The loss, the loss with penalties, and what its mean is over; not detached. net: to be called in the net's place."""
+    def _losses(self, batch: Any) -> Gradients:
+        """The loss, the loss with penalties, and what its mean is over; not detached."""
         with self.autocast:
-            value, count = self.objective(self.net if net is None else net, batch)
+            value, count = self.objective(self.net, batch)
             return value, value + self.penalty(self.net) if self.penalty is not None else value, count
 
     def _lay_flat(self) -> bool:
@@ -340,7 +336,11 @@ class Lane:
         wanted = [tensor.detach().clone() for tensor in _given(value, full, count, gradients)]
         after = _Kept(self._guard, still.tensors)
         try:
-            found = self._compared(still, found, before, wanted, after)
+            before.restore()
+            found = self._again_recorded(still, found)
+            before.restore()
+            self._replayed(found)
+            self._compare(found.tape.given, wanted, after)
         except Exception as error:
             after.restore()
             self._show_again(wanted[-len(gradients) :])
@@ -350,33 +350,7 @@ class Lane:
         self._recordings[key] = found
         return step
 
-    def _compared(
-        self, still: _Still, found: _Recording | None, before: _Kept, wanted: Sequence[Tensor], after: _Kept
-    ) -> _Recording:
-        """The step as it is replayed, which gives the same; where compile is on for a GPU, of a net that torch has compiled."""
-
-        def made(net: nn.Module, near: float) -> _Recording:
-            before.restore()
-            again = self._again_recorded(still, found, net)
-            before.restore()
-            self._replayed(again)
-            self._compare(again.tape.given, wanted, after, near)
-            return again
-
-        why, near = "", _NEAR if self._device in _CAPTURED and not self._strict else 0.0
-        if found is None and near and self._asked == "on" and self._compiles:
-            half = isinstance(self.autocast, torch.autocast)
-            try:
-                return made(cast(nn.Module, torch.compile(self.net, dynamic=False)), _NEAR_IN_HALF if half else near)
-            except Exception as error:
-                self._compiles = False  # the next shape need not try
-                why = str(error) if isinstance(error, tape.Unrecordable) else _words(error)
-        again = made(self.net, near)
-        if why:
-            warnings.warn(f"The net is captured as it is: compiled by torch it {why}.", RuntimeWarning, stacklevel=2)
-        return again
-
-    def _again_recorded(self, still: _Still, found: _Recording | None, net: nn.Module) -> _Recording:
+    def _again_recorded(self, still: _Still, found: _Recording | None) -> _Recording:
         operations, (value, full, count, gradients) = tape.record(
             lambda: self._differentiated(still), quicker.INSTEAD if self._quicker else None, self._device
         )
@@ -390,18 +364,19 @@ class Lane:
             raise tape.Unrecordable("writes to a tensor that is no buffer of the net")
         flow = tape.flow(operations, known)
         if found is None:
-            return self._tape(still, flow, operations, value, full, count, gradients, net)
+            return self._tape(still, flow, operations, value, full, count, gradients)
         if flow != found.flow:
             raise tape.Unrecordable("takes another way for another batch of one shape")
         found.confirmed = True
         return found
 
-    def _compare(self, found: Sequence[Tensor], wanted: Sequence[Tensor], after: _Kept, near: float) -> None:
+    def _compare(self, found: Sequence[Tensor], wanted: Sequence[Tensor], after: _Kept) -> None:
         """Raises Unrecordable where a replay differs from the eager step, with the name of what differs first."""
         names = {id(p): f"the gradient of {name}" for name, p in self.net.named_parameters()}
         used = self._used or []
         names_of = ["the loss", "the loss with its penalties", "what the loss is a mean of"][: len(wanted) - len(used)]
         names_of += [names.get(id(p), "the gradient of a parameter outside the net") for p in used]
+        near = _NEAR if self._device in _CAPTURED and not self._strict else 0.0
         differs = next((n for n, a, b in zip(names_of, found, wanted, strict=True) if not _same(a, b, near)), "")
         if differs or not after.holds(near):
             raise tape.Unrecordable(f"gives other bits when it is replayed, in {differs or 'a buffer or a generator'}")
@@ -413,10 +388,8 @@ class Lane:
         else:
             self._show(gradients)
 
-    def _differentiated(
-        self, still: _Still, net: nn.Module | None = None
-    ) -> tuple[Tensor, Tensor, Any, Sequence[Tensor | None]]:
-        value, full, count = self._losses(still.ready(), net)
+    def _differentiated(self, still: _Still) -> tuple[Tensor, Tensor, Any, Sequence[Tensor | None]]:
+        value, full, count = self._losses(still.ready())
         gradients = torch.autograd.grad(full, self.parameters, allow_unused=True)
         return value.detach(), full.detach(), count, gradients  # nothing of autograd's is left for a capture to meet
 
@@ -428,14 +401,14 @@ class Lane:
 
     def _tape(
         self, still: _Still, flow: list[Any], operations: list[Any], value: Tensor, full: Tensor, count: Any,
-        gradients: Sequence[Tensor | None], net: nn.Module,
+        gradients: Sequence[Tensor | None],
     ) -> _Recording:  # fmt: skip
         kept = _given(value, full, count, gradients)
         first = len(kept) - len(self._used or [])
         places = dict(enumerate(self.flat.gradients if self.flat is not None else [], first))
         made: tape.Tape | Graph
         if self._device in _CAPTURED:
-            made = Graph(lambda: _given(*self._differentiated(still, net)), places)
+            made = Graph(lambda: _given(*self._differentiated(still)), places)
         else:
             made = tape.Tape(rewrites.rewritten(operations, set(map(tape.storage, kept))), kept, places)
         return _Recording(still, flow, made, self._used or [], count)

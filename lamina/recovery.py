@@ -59,7 +59,7 @@ class Recovery:
             events.append({"skipped": about, "words": error.what})
             if int(self.state.in_row) >= SKIPS or self._bad():
                 events.append(self._back(error))
-        elif progress.loss_is_near or self.state.step % _LOOK == 0:
+        elif progress.loss_is_near or self.state.step <= self.state.watched or self.state.step % _LOOK == 0:
             events += self._look(progress.loss)
         return events
 
@@ -137,6 +137,7 @@ class Recovery:
         state, optimizer = self.state, self.state.optimizer
         self._high = 0
         state.in_row -= state.in_row  # in place, where it is a tensor
+        state.watched = state.step + _LOOK
         if self._backs >= _BACKS:
             stopped = Diverged(
                 f"{error.what} Lower rates from the last good weights (of step {self.good_step}) did not help {_BACKS} times.",

@@ -51,6 +51,7 @@ class TrainState:
     most: int | None = None  # examples at a time that memory has room for, where a batch did not fit
     skipped: Any = 0  # steps left out because loss or gradient were not finite; on a GPU a tensor there
     in_row: Any = 0  # of those, how many were the last ones
+    watched: int = 32  # steps up to which a GPU is asked after each whether it was left out, and later now and then
     modes: list[bool] | None = None  # of the modules while learning: a caller may have put them into evaluation mode
 
     def net_modes(self) -> list[bool]:
@@ -62,7 +63,7 @@ class TrainState:
             "cursor": {
                 "epoch": self.epoch, "batch": self.batch, "step": self.step, "examples": self.examples,
                 "loss_count": self.loss_count, "seconds": self.seconds,
-                "most": self.most, "skipped": self.skipped, "in_row": self.in_row,
+                "most": self.most, "skipped": self.skipped, "in_row": self.in_row, "watched": self.watched,
             },
             "loss_sum": self.loss_sum,
             "optimizer": self.optimizer.state_dict(),
@@ -90,6 +91,7 @@ class TrainState:
         self.epoch, self.batch, self.step = cursor["epoch"], cursor["batch"], cursor["step"]
         self.examples, self.loss_count, self.seconds = cursor["examples"], cursor["loss_count"], cursor["seconds"]
         self.most, self.skipped, self.in_row = cursor.get("most"), cursor.get("skipped", 0), cursor.get("in_row", 0)
+        self.watched = cursor.get("watched", self.watched)
         device = next(self.net.parameters()).device
         self.loss_sum = None if tree["loss_sum"] is None else tree["loss_sum"].to(device)
         try:

@@ -87,17 +87,12 @@ def choose(
     here = torch.get_num_threads()
     found = Choice(threads or here, precision="fp32" if precision == "auto" else precision)
     options: dict[str, Any] = {"compile": compile, "strict": strict, "penalty": penalty}
-    if precision == "fp16":  # its loss is scaled, and it is eager
-        found.why_eager = "its loss is scaled for fp16"
-        _refuse(compile, found.why_eager)
+    found.why_eager = why_eager(net, objective, found.precision, compile, penalty)
+    if found.precision != "fp16":
+        found.channels_last = not strict and likes_channels_last(net)
+    if found.why_eager:  # calling it would not be without a trace
         return found
-    found.channels_last = not strict and likes_channels_last(net)
-    around = [*getattr(objective, "parts", [objective]), *([penalty] if penalty is not None else [])]
-    reading = purity.Reading(net, around)
-    if reading.reason:  # calling it would not be without a trace
-        found.why_eager = reading.reason
-        _refuse(compile, reading.reason)
-        return found
+    reading = _reading(net, objective, penalty)
     try:
         own = copy.deepcopy(net)
     except Exception as error:  # a lock, a result of another step, ...: whatever the net holds
@@ -121,10 +116,16 @@ def choose(
     return found
 
 
-def _refuse(compile: str, why: str) -> None:
-    """What is known before the first step is said then, and not after a run was begun."""
-    if compile == "on":
+def why_eager(net: nn.Module, objective: Any, precision: str, compile: str, penalty: Any = None) -> str:
+    """What speaks against recording a step before the first is made; "" where nothing does. UsageError where it is asked for."""
+    why = "its loss is scaled for fp16" if precision == "fp16" else _reading(net, objective, penalty).reason
+    if why and compile == "on":  # said now, and not after a run was begun
         raise UsageError(f"compile is on, and this step cannot be recorded: {why}.", fix="compile=auto, or off")
+    return why
+
+
+def _reading(net: nn.Module, objective: Any, penalty: Any) -> purity.Reading:
+    return purity.Reading(net, [*getattr(objective, "parts", [objective]), *([penalty] if penalty is not None else [])])
 
 
 @contextlib.contextmanager

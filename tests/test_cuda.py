@@ -227,18 +227,6 @@ def test_auto_captures_what_comes_often(monkeypatch):
     assert_near(some, others)
 
 
-def test_a_net_that_torch_compiles_is_captured_so(monkeypatch):
-    class Plain(Norm):
-        def __init__(self):
-            super().__init__()
-            self.drop = nn.Identity()  # the masks of the compiler are others
-
-    some, _, lane, _ = trained("adam", "on", kind=Plain, rows=320)
-    others, *_ = trained("adam", "off", kind=Plain, rows=320)
-    assert lane.recorded and lane._compiles, lane.words
-    assert_near(some, others)
-
-
 class Keeps(Norm):
     """Holds on to the last output, and with it to autograd's graph of the step before."""
 

@@ -892,6 +892,11 @@ def fused(net):
     return torch.optim.Adam(net.parameters(), lr=1e-2, fused=True)
 
 
+def unwatched(net):
+    """As after the first steps."""
+    return TrainState(net, fused(net), watched=0)
+
+
 def steady():
     net = Net()
     net.drop.p = 0.0
@@ -904,7 +909,7 @@ def test_far_away_the_kernel_leaves_the_step_out(far, bad):
     with_it, without = steady(), steady()
     said = [
         (p.step, p.mean_loss)
-        for p in lamina.learn(with_it, parts, F.cross_entropy, fused(with_it), skips=1)
+        for p in lamina.learn(with_it, parts, F.cross_entropy, skips=1, state=unwatched(with_it))
         if p.incident
     ]
     last = run(lamina.learn(without, PARTS[:5], F.cross_entropy, fused(without)))
@@ -914,13 +919,22 @@ def test_far_away_the_kernel_leaves_the_step_out(far, bad):
 
 def test_far_away_the_host_hears_of_it_within_32_steps(far):
     parts = [*PARTS[:3], (torch.full((8, 6), float("nan")), Y[:8]), *PARTS[:6] * 10]
-    net, optimizer = steady(), None
-    optimizer = fused(net)
+    net = steady()
+    state = unwatched(net)
+    optimizer = state.optimizer
     with pytest.raises(Diverged, match=r"of step 4 .*not at hand") as told:
-        run(lamina.learn(net, parts, F.cross_entropy, optimizer))
+        run(lamina.learn(net, parts, F.cross_entropy, state=state))
     assert told.value.step == 4
     assert all(torch.isfinite(value).all() for value in net.state_dict().values())
     assert not hasattr(optimizer, "found_inf")
+
+
+def test_far_away_the_first_steps_are_asked_about_and_those_after_one_left_out(far):
+    bad = (torch.full((8, 6), float("nan")), Y[:8])
+    parts = [*PARTS[:5], bad, *(PARTS[:6] * 10)[:40], bad, *PARTS[:5], bad, *PARTS[:6] * 10]
+    net = steady()
+    told = [p.step for p in lamina.learn(net, parts, F.cross_entropy, fused(net), skips=1) if p.incident]
+    assert told == [6, 65]  # the 47th and the 53rd when the 65th is asked about
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -931,5 +945,5 @@ def test_far_away_the_examples_are_named_that_were_at_fault(far, accumulate):
     batches, net = Batches(x, y, batch_size=8, seed=3), steady()
     at = next(k for k, batch in enumerate(batches.epoch(0)) if 131 in batch.indices)
     with pytest.raises(Diverged, match="Loss or gradient") as told:
-        run(lamina.learn(net, batches, F.cross_entropy, fused(net), accumulate=accumulate))
+        run(lamina.learn(net, batches, F.cross_entropy, accumulate=accumulate, state=unwatched(net)))
     assert told.value.rows == [131] and told.value.step == at // accumulate + 1

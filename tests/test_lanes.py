@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import warnings
 from collections import OrderedDict
 
 import numpy as np
@@ -1011,7 +1010,6 @@ def captured(monkeypatch):
     monkeypatch.setattr(lanes, "_CAPTURED", ("cpu",))
     monkeypatch.setattr(lanes, "_OFTEN", 2)
     monkeypatch.setattr(lanes, "Graph", Seen)
-    monkeypatch.setattr(torch, "compile", lambda net, **_: net)
     return made
 
 
@@ -1063,49 +1061,6 @@ def test_what_follows_the_gradients_is_captured_too(captured, monkeypatch, optim
         assert lane.recorded == (compile == "on"), lane.words
     assert_equal(*ends)
     assert captured.count(True) == (2 if change == "the decay" else 1)
-
-
-def fails(net):
-    raise RuntimeError("no compiler here")
-
-
-class Doubled(nn.Module):
-    """A compiler's fault."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        return 2 * self.net(x)
-
-
-@pytest.mark.parametrize("compiled, words", [(fails, "no compiler here"), (Doubled, "gives other bits .*the loss")])
-def test_a_net_that_torch_compiles_wrongly_is_captured_as_it_is(captured, monkeypatch, compiled, words):
-    monkeypatch.setattr(torch, "compile", lambda net, **_: compiled(net))
-    net, other = made(), made()
-    with pytest.warns(RuntimeWarning, match=f"captured as it is.*{words}"):
-        _, lane = learned(net, PARTS, F.cross_entropy, fused(net.parameters()), compile="on")
-    learned(other, PARTS, F.cross_entropy, fused(other.parameters()), compile="off")
-    assert lane.recorded
-    assert_equal(net.state_dict(), other.state_dict())
-
-
-def test_the_net_that_torch_has_compiled_is_the_one_captured(captured, monkeypatch):
-    called = []
-
-    class Compiled(Doubled):
-        def forward(self, x):
-            called.append(len(x))
-            return self.net(x)
-
-    monkeypatch.setattr(torch, "compile", lambda net, **_: Compiled(net))
-    for compile in ("auto", "on"):
-        net = made()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            learned(net, PARTS, F.cross_entropy, fused(net.parameters()), compile=compile)
-        assert bool(called) == (compile == "on")
 
 
 def test_a_step_whose_end_cannot_be_captured_goes_on_eagerly(captured, monkeypatch):

@@ -259,7 +259,7 @@ class Pretrained(Domain):
         if target.name != "classes" or target.width < 2 or examples.truth is None:
             nn.init.normal_(head.out.weight, std=0.01)
             return
-        numbers = ((table - head.mean) / head.std).numpy()
+        numbers = ((table - head.mean.cpu()) / head.std.cpu()).numpy()
         words = None if head.bag is None else _sparse(mapped.take(found.inputs[1], some).numpy())
         shares = np.eye(target.width)[examples.truth[some].numpy()]
         scale, of_words = _mixture(numbers, words, shares)
