@@ -117,7 +117,7 @@ def choose(
 
 
 def why_eager(net: nn.Module, objective: Any, precision: str, compile: str, penalty: Any = None) -> str:
-    """What speaks against recording a step before the first is made; "" where nothing does. UsageError where it is asked for."""
+    """What speaks against recording a step, before the first is made; UsageError where it was asked for."""
     why = "its loss is scaled for fp16" if precision == "fp16" else _reading(net, objective, penalty).reason
     if why and compile == "on":  # said now, and not after a run was begun
         raise UsageError(f"compile is on, and this step cannot be recorded: {why}.", fix="compile=auto, or off")

@@ -155,7 +155,7 @@ def _words(values: Any, asked: Reading, name: str, decimal: str, answers: bool) 
         if when is not None:
             lost = np.isnat(when.values) & ~is_gap
             return Column(
-                np.append(when.values, np.datetime64("NaT", "us"))[places], markers,
+                np.append(when.values, np.datetime64("NaT", "D"))[places], markers,
                 {different[k]: int(counts[k]) for k in np.flatnonzero(lost)},
                 style=when.style, either=when.either, example=next(word for word in words if word is not None),
             )  # fmt: skip
