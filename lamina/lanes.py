@@ -232,7 +232,7 @@ class Lane:
 
     def _look_round(self) -> None:
         """Has somebody changed the net, the optimiser or what the loss reads since the last step?"""
-        if self._guard.changed():
+        if self._guard.changed(self.recorded):
             self._drop()
             self._separate()
             self._used = None
@@ -436,13 +436,12 @@ class _Guard:
         self.parameters = list(dict.fromkeys([*own, *self._held()]))
         buffers = [b for module in modules for b in module._buffers.values() if b is not None]
         self.lasting = list(dict.fromkeys([*buffers, *self._reading.tensors]))  # what a step may write to
-        self._tables = [module.__dict__ for module in modules]
-        self._tables += [
-            module.__dict__[name] for module in modules for name in ("_parameters", "_buffers", "_modules")
-        ]
+        self._parts = [module.__dict__[name] for module in modules for name in ("_parameters", "_modules")]
+        self._tables = [table for module in modules for table in (module.__dict__, module.__dict__["_buffers"])]
         self._hooks = [module.__dict__[name] for module in modules for name in purity.HOOKS] + purity.GLOBAL_HOOKS
         self._needs = [p.requires_grad for p in self.parameters]
         self._optimized, self._hooked = self._held(), self._with_hooks()
+        self._had = [dict(table) for table in self._parts]
         self._before, self._values = [dict(table) for table in self._tables], self._reading.values()
 
     def learning(self) -> list[Tensor]:
@@ -450,17 +449,18 @@ class _Guard:
         wanted = dict.fromkeys([*self._net.parameters(), *self._held()])
         return [p for p in wanted if p.requires_grad]
 
-    def changed(self) -> bool:
+    def changed(self, recorded: bool) -> bool:
+        """Whether somebody has changed what learns; or, where steps are recorded, anything that they have read."""
         try:  # equal are the same objects, and equal plain values
-            if (
-                self._tables != self._before
-                or self._held() != self._optimized
-                or self._reading.values() != self._values
-            ):
+            if self._parts != self._had or self._held() != self._optimized:
+                return True
+            if [p.requires_grad for p in self.parameters] != self._needs:
+                return True
+            if not recorded:
+                return False
+            if self._tables != self._before or self._reading.values() != self._values:
                 return True
         except (RuntimeError, ValueError):  # a tensor, or an array, in the place of another
-            return True
-        if [p.requires_grad for p in self.parameters] != self._needs:
             return True
         return self._with_hooks() != self._hooked
 
