@@ -23,7 +23,8 @@ def machine() -> str:
             (line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), name
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {cores} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def spread(values: Sequence[float], digits: int = 4) -> str:
