@@ -35,8 +35,9 @@ TRAIN_SCORE_MOST = 10_000  # training examples scored at the end, to show the ga
 def ahead(job: Job) -> Iterator[processes.Companion | None]:
     """While the net learns with fewer threads than there are cores, a copy of this process fits the simple models and makes
     ready to paint. On many cores that is quicker afterwards, with all of them."""
-    spare = processes.cores() - torch.get_num_threads()
+    spare, inputs = processes.cores() - torch.get_num_threads(), job.data.parts["train"][0].inputs
     free = job.device.type == "cpu" and 1 <= spare <= _FEW and not job.recipe.workers
+    free &= isinstance(inputs, tuple) and not any(mapped.is_mapped(column) for column in inputs)
     here = processes.can() and processes.in_main_thread()
     companion = None
     if free and here and (job.recipe.report or _held_out_rows(job) is not None):
