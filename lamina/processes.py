@@ -1,9 +1,8 @@
 """Copies of this process that work beside it, on systems that have them.
 
-In: what is to be done. Out: what came of it, once (`beside`) or of one thing after the other (`Companion`). A copy has all
-that was in memory when it was made, and shares it until one of the two writes. It lives no longer than the process that
-made it, leaves Ctrl-C to it, and is the first that the system ends when memory runs out. Threads of OpenMP do not outlive
-the copying: arithmetic in a copy has one thread.
+In: what is to be done. Out: what came of it (`beside`). A copy has all that was in memory when it was made, and shares it
+until one of the two writes. It lives no longer than the process that made it, leaves Ctrl-C to it, and is the first that the
+system ends when memory runs out. Threads of OpenMP do not outlive the copying: arithmetic in a copy has one thread.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ import threadpoolctl
 import torch
 
 CAN = hasattr(os, "memfd_create") and hasattr(os, "fork")
-_FILES = 65_536  # numbers of open files that are closed in a companion
 PATIENCE = 20.0  # seconds after which work that is not done beside is done here
 T = TypeVar("T")
 
@@ -96,79 +94,6 @@ def beside(work: Callable[[], T]) -> Callable[[], T]:
         return found if done else work()  # type: ignore[return-value]  # whatever is wrong with it is seen here
 
     return wait
-
-
-class Companion:
-    """A copy of this process that stays until it is closed, or this process ends. It does what it was made for, with all that
-    is in memory now, and then what it is asked, which is sent to it, one after the other. Its arithmetic has one thread, and
-    it holds no file of this process open. Only the main thread has one: the system ends it with that thread."""
-
-    def __init__(self, first: Callable[[], Any]):
-        context = multiprocessing.get_context("fork")
-        self._first = first
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(os.getpid(), first, theirs), daemon=True)
-        try:
-            self._process.start()
-        except OSError:  # too many processes, or no memory for one more
-            self._pipe.close()
-        finally:
-            theirs.close()
-
-    def first(self) -> Any:
-        """What came of what it was made for. It is asked once, before all other things."""
-        done, found = self._answer()
-        return found if done else self._first()
-
-    def ask(self, work: Callable[[], T]) -> Callable[[], T]:
-        """Begin work there, as `beside` does."""
-        if self._pipe.closed:
-            return beside(work)
-        try:
-            self._pipe.send(work)
-        except Exception:  # it has come to grief, or what the work needs cannot be sent
-            self.close()
-            return beside(work)
-
-        def wait() -> T:
-            done, found = self._answer()
-            return found if done else work()
-
-        return wait
-
-    def close(self) -> None:
-        if self._pipe.closed:
-            return
-        self._pipe.close()
-        self._process.kill()
-        self._process.join()
-
-    def _answer(self) -> tuple[bool, Any]:
-        done, found = False, None
-        with contextlib.suppress(EOFError, OSError):
-            if self._pipe.poll(PATIENCE):
-                done, found = self._pipe.recv()
-        if not done:
-            self.close()
-        return done, found
-
-
-def _serve(parent: int, first: Callable[[], Any], pipe: Any) -> None:
-    settle(parent, from_main=True)
-    for low, high in ((3, pipe.fileno()), (pipe.fileno() + 1, _FILES)):
-        os.closerange(low, high)  # a lock would be held on by it
-    work = first
-    with threadpoolctl.threadpool_limits(1):
-        while True:
-            try:
-                said = True, work()
-            except Exception:  # it is told by whoever does it again
-                said = False, None
-            try:
-                pipe.send(said)
-                work = pipe.recv()
-            except (EOFError, OSError):  # nobody waits any more
-                return
 
 
 @contextlib.contextmanager

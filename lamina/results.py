@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,49 +21,16 @@ from lamina import job as jobs
 from lamina import recipe as recipes
 from lamina import run as runs_
 from lamina import state as states
-from lamina.baselines import Fitted, kmeans
+from lamina.baselines import kmeans
 from lamina.history import History
 from lamina.job import Job
 from lamina.report import page, writing
 from lamina.report.painting import Painted
 
-_FEW = 3  # cores beside those that learn, up to which others work meanwhile
 TRAIN_SCORE_MOST = 10_000  # training examples scored at the end, to show the gap to the test
 
 
-@contextmanager
-def ahead(job: Job) -> Iterator[processes.Companion | None]:
-    """While the net learns with fewer threads than there are cores, a copy of this process fits the simple models and makes
-    ready to paint. On many cores that is quicker afterwards, with all of them."""
-    spare, inputs = processes.cores() - torch.get_num_threads(), job.data.parts["train"][0].inputs
-    free = job.device.type == "cpu" and 1 <= spare <= _FEW and not job.recipe.workers
-    free &= isinstance(inputs, tuple) and not any(mapped.is_mapped(column) for column in inputs)
-    here = processes.can() and processes.in_main_thread()
-    companion = None
-    if free and here and (job.recipe.report or _held_out_rows(job) is not None):
-        companion = processes.Companion(partial(_make_ready, job))
-    try:
-        yield companion
-    finally:
-        if companion is not None:
-            companion.close()
-
-
-def _make_ready(job: Job) -> list[Fitted] | None:
-    rows = _held_out_rows(job)
-    fits = None if rows is None else _fits(job, rows)
-    if job.recipe.report:
-        writing.make_ready()
-    return fits
-
-
-def finish(
-    job: Job,
-    state: states.TrainState,
-    history: History,
-    loaded_seconds: float,
-    companion: processes.Companion | None = None,
-) -> None:
+def finish(job: Job, state: states.TrainState, history: History, loaded_seconds: float) -> None:
     """Final weights, held-out scores, simple models beside them, predictions, pictures, the page, and the last screen."""
     folder = job.folder
     digest = _final_weights(job, state)
@@ -71,15 +38,14 @@ def finish(
     _calibrate(job)
     inspection.familiarise(job)
     facts = _measure(job)
-    scores, fits = facts["scores"], companion.first() if companion is not None else None
+    scores = facts["scores"]
     painted: Callable[[], dict[str, Painted]] | None = None
     if job.recipe.report:
         facts |= {"history": history.rows, "kept": job.recipe.keep}
-        begin = processes.beside if companion is None else companion.ask
-        painted = begin(partial(writing.painted, writing.draw(folder, job.data, facts)))
+        painted = processes.beside(partial(writing.painted, writing.draw(folder, job.data, facts)))
     with processes.sharing() if painted is not None else nullcontext():
         inspection.doubt(job)
-        simple = facts["baselines"] = _simple_models(job, facts, fits)
+        simple = facts["baselines"] = _simple_models(job, facts)
     told = runs_.read_json(folder / "data.json")
     told["task"]["state"] = job.data.target.state()
     told["findings"] = [finding.state() for finding in job.data.findings]
@@ -190,42 +156,18 @@ def _groups(job: Job, numbers: np.ndarray) -> np.ndarray | None:
     return groups[numbers] if groups is not None and numbers.max() < len(groups) else None
 
 
-def _simple_models(job: Job, facts: dict[str, Any], fits: list[Fitted] | None = None) -> list[dict[str, Any]]:
-    """Simple models on the same examples, compared with the net example by example. fits: what was fitted meanwhile."""
+def _simple_models(job: Job, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Simple models on the same examples, compared with the net example by example."""
     loaded = job.data
-    if loaded.target.from_inputs and _compared(job):
-        return _raw_clusters(job, facts)
-    rows = _held_out_rows(job)
-    if rows is None:
+    known = job.supervised and loaded.target.name in names.known("targets")
+    if not job.recipe.baselines or not known or "test" not in loaded.parts:
         return []
-    if fits is None or not np.array_equal(rows, facts["numbers"]):  # examples were set aside meanwhile
-        fits = _fits(job, facts["numbers"])
-    return baselines.scored(
-        fits, facts["truth"], loaded.target.measures(), seed=job.recipe.seed or 0, labels=loaded.target.labels or None,
-        groups=facts["groups"], net=facts["answers"],
-    )  # fmt: skip
-
-
-def _compared(job: Job) -> bool:
-    """Whether there are simple models beside the net."""
-    known = job.supervised and job.data.target.name in names.known("targets")
-    return bool(job.recipe.baselines) and known and "test" in job.data.parts
-
-
-def _held_out_rows(job: Job) -> np.ndarray | None:
-    """Of the test part, where simple models can be asked about it."""
-    loaded = job.data
     encoded, rows = loaded.parts["train"]
-    if not _compared(job) or loaded.target.from_inputs or rows is None or loaded.truth("train") is None:
-        return None
-    return loaded.rows("test") if isinstance(encoded.inputs, tuple) else None
-
-
-def _fits(job: Job, numbers: np.ndarray) -> list[Fitted]:
-    """Simple models learned from the training rows, asked about those of these numbers."""
-    loaded, (encoded, rows) = job.data, job.data.parts["train"]
+    if loaded.target.from_inputs:
+        return _raw_clusters(job, facts)
     truth = loaded.truth("train")
-    assert rows is not None and truth is not None
+    if rows is None or truth is None or not isinstance(encoded.inputs, tuple):
+        return []
     large = [column for column in encoded.inputs if mapped.is_mapped(column)]
     if large:  # simple models take no more than fits into memory, and need no more
         most = max(1000, (job.recipe.memory_bytes or 64 << 20) // max(1, sum(column[0].nbytes for column in large)))
@@ -234,15 +176,18 @@ def _fits(job: Job, numbers: np.ndarray) -> list[Fitted]:
 
     def plain(model: str) -> tuple[Any, Any] | None:
         table = loaded.domain.plain(encoded.inputs, rows, model)
-        return None if table is None else (table, loaded.domain.plain(encoded.inputs, numbers, model))
+        return None if table is None else (table, loaded.domain.plain(encoded.inputs, facts["numbers"], model))
 
-    return baselines.fitted(
+    return baselines.baselines(
         loaded.target.baseline or loaded.target.name,
         {name: partial(plain, name) for name in (*loaded.target.simple, *loaded.domain.simple)},
         loaded.target.people(truth.numpy()),
-        len(numbers),
+        facts["truth"],
+        loaded.target.measures(),
         seed=job.recipe.seed or 0,
         labels=loaded.target.labels or None,
+        groups=facts["groups"],
+        net=facts["answers"],
     )
 
 

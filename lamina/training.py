@@ -582,14 +582,13 @@ def _story(job: Job, learning: _Learning, signals: Signals, resumed: bool) -> No
     loaded_seconds = time.monotonic() - job.began
     files.write(job.folder / "history.jsonl", learning.history.text())
 
-    with results.ahead(job) as companion:
-        if not learning.history.stopped:
-            signals.patient = True
-            _learn(job, learning, signals)
-            signals.patient = False
-            if signals.received:
-                raise signals.answer(f"Stopped after the last step. The run is saved in {job.folder}.")
-        results.finish(job, learning.state, learning.history, loaded_seconds, companion)
+    if not learning.history.stopped:
+        signals.patient = True
+        _learn(job, learning, signals)
+        signals.patient = False
+        if signals.received:
+            raise signals.answer(f"Stopped after the last step. The run is saved in {job.folder}.")
+    results.finish(job, learning.state, learning.history, loaded_seconds)
 
 
 def _learning(job: Job) -> _Learning:

@@ -20,8 +20,6 @@ import lamina
 from lamina import processes
 from lamina.batches import datasets
 
-fcntl = pytest.importorskip("fcntl")
-
 pytestmark = pytest.mark.skipif(not processes.CAN, reason="processes cannot be copied on this system")
 
 
@@ -84,107 +82,6 @@ def test_where_there_can_be_no_copy_the_work_is_done_here(what, monkeypatch):
 
         monkeypatch.setattr(os, "fork", refused)
     assert processes.beside(functools.partial(who, os.getpid(), "here"))()[0] == os.getpid()
-
-
-# --- A companion ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def companion():
-    made = []
-
-    def make(first):
-        made.append(processes.Companion(first))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-    with pytest.raises(ChildProcessError):  # nothing is left of it
-        os.waitpid(-1, os.WNOHANG)
-
-
-def test_a_companion_does_what_it_was_made_for_and_then_what_it_is_asked(companion):
-    here, made = os.getpid(), {"in memory": lambda: 3}  # which could not be sent
-    one = companion(lambda: (os.getpid(), made["in memory"](), threadpoolctl.threadpool_info()))
-    there, found, pools = one.first()
-    assert there != here and found == 3 and {pool["num_threads"] for pool in pools} == {1}
-    waits = [one.ask(functools.partial(who, here, k)) for k in range(3)]
-    assert [wait() for wait in waits] == [(there, k, 1) for k in range(3)]
-
-
-@pytest.mark.parametrize("how", ["killed", "fails", "hangs"])
-@pytest.mark.parametrize("when", ["first", "asked"])
-def test_what_comes_to_grief_in_a_companion_is_done_here_or_in_another_copy(companion, how, when, monkeypatch):
-    monkeypatch.setattr(processes, "PATIENCE", 0.5)
-    here = os.getpid()
-    one = companion(functools.partial(who, here, how if when == "first" else "well"))
-    assert one.first()[1] == (how if when == "first" else "well")
-    found = one.ask(functools.partial(who, here, how))()
-    assert found[:2] == (here, how)
-    assert one.ask(functools.partial(who, here, "then"))()[1] == "then"
-
-
-def test_what_cannot_be_sent_to_a_companion_is_done_all_the_same(companion):
-    one = companion(int)
-    assert one.first() == 0
-    assert one.ask(lambda: 5)() == 5
-
-
-def test_where_there_can_be_no_companion_the_work_is_done_here(companion, monkeypatch):
-    def refused() -> int:
-        raise OSError(11, "Resource temporarily unavailable")
-
-    monkeypatch.setattr(os, "fork", refused)
-    one = companion(functools.partial(who, os.getpid(), "here"))
-    assert one.first()[0] == os.getpid() and one.ask(functools.partial(who, os.getpid(), "here"))()[0] == os.getpid()
-
-
-def test_a_companion_holds_no_file_of_this_process_open(companion, tmp_path):
-    with open(tmp_path / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        one = companion(int)
-        one.first()
-    with open(tmp_path / "lock", "w") as again:
-        fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError where somebody holds it
-
-
-class Companions:
-    """Those that trainings have made."""
-
-    def __init__(self, monkeypatch):
-        self.made: list[processes.Companion] = []
-        made, kind = self.made, processes.Companion
-
-        class Seen(kind):  # type: ignore[misc, valid-type]
-            def __init__(self, first):
-                super().__init__(first)
-                made.append(self)
-
-        monkeypatch.setattr(processes, "Companion", Seen)
-
-
-def test_a_run_that_is_stopped_leaves_no_companion(tmp_path, monkeypatch):
-    def stop(progress):
-        if progress.step == 5:
-            raise KeyboardInterrupt
-
-    seen = Companions(monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        lamina.train("digits", epochs=1, watchers=[stop], runs=tmp_path, quiet=True, threads=1)
-    assert len(seen.made) == 1
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-
-
-@pytest.mark.parametrize("asked", [{"threads": 2}, {"threads": 1, "baselines": False, "report": False}])
-def test_where_no_core_is_free_or_nothing_to_do_there_is_no_companion(asked, tmp_path, monkeypatch):
-    seen = Companions(monkeypatch)
-    lamina.train("digits", epochs=1, runs=tmp_path, quiet=True, **asked)
-    assert not seen.made
-
-
-# --- Trainings --------------------------------------------------------------------------------------------------------
 
 
 class Items(torch.utils.data.Dataset):
@@ -262,8 +159,6 @@ def test_a_report_painted_beside_is_the_one_painted_here(net, tmp_path, monkeypa
             entry.pop("seconds")
         return found | {"scores": json.dumps(scores).encode()}
 
-    companion = Companions(monkeypatch)
     beside = pictures("beside")
-    assert len(companion.made) == 1
     monkeypatch.setattr(processes, "CAN", False)
     assert beside == pictures("here") and {"curves.png", "confusion.png"} < set(beside)

@@ -47,11 +47,6 @@ def draw(folder: Path, loaded: data.Data, facts: dict[str, Any]) -> Drawn:
     return drawn
 
 
-def make_ready() -> None:
-    """Load what the first figure loads, matplotlib and its fonts, before there is one."""
-    paint(figures.histogram(np.array([0.5]), np.array([True])))
-
-
 def painted(drawn: Drawn) -> dict[str, Painted]:
     """All of it as PNG files."""
     return {name: paint(figure()) for name, figure in drawn.items()}
