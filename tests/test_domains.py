@@ -17,6 +17,7 @@ from PIL import Image as Pillow
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+import lamina
 from lamina.batches import over
 from lamina.domains.arrays import Arrays, array_file
 from lamina.domains.base import Encoded
@@ -703,3 +704,14 @@ def test_a_picture_that_is_not_there_is_said_with_near_misses(tmp_path):
     (tmp_path / "seven.png").write_bytes(b"")
     with pytest.raises(UsageError, match=r"There is no file .*sevn\.png.*did you mean 'seven\.png'"):
         Image(height=8, width=8).open_inputs(str(tmp_path / "sevn.png"))
+
+
+# --- Nets by name -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["digits", "wine"])
+@pytest.mark.parametrize("net, kind", [("textnet", "texts"), ("tabular", "the columns of a table")])
+def test_a_net_that_takes_other_inputs_is_refused_by_name(source, net, kind, tmp_path):
+    with pytest.raises(UsageError, match=f"The net {net} is for {kind}, and these are"):
+        lamina.train(source, net=net, runs=tmp_path, quiet=True)
+    assert not list(tmp_path.iterdir())

@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lamina import mapped, names
+from lamina import mapped
 from lamina.batches import tensor
 from lamina.domains.base import Domain
 from lamina.errors import DataError, UsageError, near, rows
+from lamina.nets import base
 from lamina.sources import Examples
 from lamina.targets.base import Target
 
@@ -195,7 +196,9 @@ class Arrays(Domain):
                 expected="one column of numbers, or a net of your own",
                 fix="net=..., or give arrays: (x, y)",
             )
-        return names.module("nets", name or "mlp").NET.fitted(tuple(self.shapes[0]), target.width, size, **arguments)
+        return base.named(name or "mlp", "numbers without columns").fitted(
+            tuple(self.shapes[0]), target.width, size, **arguments
+        )
 
     def open_inputs(self, path: str) -> tuple[Any, list[str]]:
         """A file of inputs -> arrays and a name for each example: its column `id`, else its number from 0 on.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamina import augment, mapped, names, pictures, splits
+from lamina import augment, mapped, pictures, splits
 from lamina.domains.arrays import (
     ARRAY_FILES,
     Scale,
@@ -34,7 +34,7 @@ from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, Unusable, UsageError, near, rows
 from lamina.findings import Finding
 from lamina.keyed import Key
-from lamina.nets import hog, resnet
+from lamina.nets import base, hog, resnet
 from lamina.processes import cores
 from lamina.recipe import Recipe
 from lamina.sources import Examples, Source, describe
@@ -340,7 +340,7 @@ class Image(Domain):
                 fix="net=..., or give arrays: (x, y)",
             )
         shape = (self.channels, self.height, self.width)
-        return names.module("nets", name or "convnet").NET.fitted(shape, target.width, size, **arguments)
+        return base.named(name or "convnet", "pictures").fitted(shape, target.width, size, **arguments)
 
     def plain(self, inputs: Any, rows: np.ndarray, model: str) -> Any:
         """Thumbnails of 16 pixels a side; pictures of up to 1,024 numbers as they are. Colour pictures that are near each

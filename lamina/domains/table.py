@@ -26,10 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lamina import mapped, names
+from lamina import mapped
 from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, UsageError, near
 from lamina.findings import Finding
+from lamina.nets import base
 from lamina.nets.tabular import UNKNOWN, Tabular
 from lamina.recipe import ENOUGH, Recipe, share
 from lamina.sources import Examples, Source, tables
@@ -380,14 +381,14 @@ class Table(Domain):
 
     def net(self, target: Target, size: str, name: str | None = None, **arguments: Any) -> nn.Module:
         name = name or self.default_net
-        kind = names.module("nets", name).NET
         if name != self.default_net:
+            kind = base.named(name, "columns of a table")
             dense = self._dense()
             return nn.Sequential(dense, kind.fitted((dense.outputs,), target.width, size, **arguments))
         average = {"classes": "softmax", "tags": "sigmoid"}.get(target.name, "mean")
         if getattr(target, "single", False):
             average = "sigmoid"
-        return kind.fitted(  # type: ignore[no-any-return]
+        return Tabular.fitted(
             (len(self._numbers()),), target.width, size, steps=[len(number["edges"]) - 1 for _, number in self._numbers()],
             categories=[len(column["values"]) for column in self._of("category")],
             texts=[(len(column["words"]), SLOTS) for column in self._of("text")], average=average,

@@ -1,16 +1,29 @@
 """What nets are asked for, read: sizes, shapes of pictures, and lists of whole numbers as people write them.
 
-In: what somebody gave. Out: what a net is built from, or a `UsageError` that says what was expected.
+In: what somebody gave. Out: what a net is built from, its class by name, or a `UsageError` that says what was expected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from lamina import names
 from lamina.errors import UsageError, near
 
 T = TypeVar("T")
+
+
+_MADE_FOR = {"tabular": "the columns of a table", "textnet": "texts"}
+
+
+def named(name: str, inputs: str) -> Any:
+    """The class of a net by name, for inputs of a kind, which has words for people. UsageError for one that takes others."""
+    if made_for := _MADE_FOR.get(name):
+        raise UsageError(
+            f"The net {name} is for {made_for}, and these are {inputs}.", fix="another --net, or one of your own"
+        )
+    return names.module("nets", name).NET
 
 
 def sized(sizes: Mapping[str, T], size: str) -> T:
