@@ -32,12 +32,11 @@ from lamina.batches import Batch, Batches, RaggedBatches, walkable
 from lamina.errors import DataError, Diverged, UsageError, out_of_memory
 from lamina.lanes import Lane
 from lamina.ondevice import OnDevice
-from lamina.state import TrainState, all_generators, set_all_generators
+from lamina.state import LOOK, TrainState, all_generators, set_all_generators
 
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, Any]]  # -> 0-d loss, count of its mean (None: a sum)
 
 _NEAR = ("cpu",)  # devices on which looking at a number waits for nothing
-_LOOK = 32  # steps on a GPU after which the host asks whether some were left out; the first ones, and after that, each
 _LEAST_SCALE = 2.0**-10  # of a loss in fp16, which begins at 2^16 and is halved where a gradient overflows
 
 
@@ -269,10 +268,10 @@ def learn(
                     fresh = False
                     if ema is not None:
                         ema.update_parameters(net)
-                    due = last or state.step < state.watched or state.step % _LOOK == 0
+                    due = last or state.step < state.watched or state.step % LOOK == 0
                     worst, ago = there.told() if due else (0, 0)
                     if worst:
-                        state.watched = state.step + _LOOK
+                        state.watched = state.step + LOOK
                         was = _cut_again(batches, state, ago * accumulate, len(window)) if ago else parts
                         error = _diverged(step, was, lane, before, state, ago)
                         if worst > skips:
@@ -322,8 +321,9 @@ def learn(
                 state.epoch, state.batch = epoch + 1, 0
     finally:
         lane.close()
-        for name in ("grad_scale", "found_inf"):  # what the optimiser was told on a GPU
-            vars(optimizer).pop(name, None)
+        if there is not None:
+            for name in ("grad_scale", "found_inf"):  # what the optimiser was told
+                vars(optimizer).pop(name, None)
 
 
 class _Before:

@@ -90,6 +90,7 @@ class _Group:
         self.states: dict[str, list[Tensor]] = {}
         self.steps: list[Tensor] = []
         self.rate: Any = settings["lr"]  # on a GPU a tensor there, so that a captured update may change it
+        self._rate: Any = None  # what is in that tensor
 
     def set_rate(self) -> None:
         """The learning rate as its owner has it now."""

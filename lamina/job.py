@@ -576,7 +576,8 @@ def fit_to_machine(job: Job) -> None:
         cuda, asked = job.device.type == "cuda", recipe.compile or "auto"
         why = f"it runs on {job.device}"
         if cuda:
-            why = trial.why_eager(job.net, objective(job), recipe.precision or "fp32", asked, penalty(recipe))
+            reading = trial.read(job.net, objective(job), penalty(recipe))
+            why = trial.why_eager(reading, recipe.precision or "fp32", asked)
         job.facts["step"].update(
             captured=cuda and asked != "off" and not why,
             why=why,

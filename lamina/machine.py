@@ -47,7 +47,7 @@ def ready(strict: bool = False, threads: int | None = None) -> Iterator[None]:
         if not strict:
             stack.enter_context(_flushed())
             if torch.cuda.is_available():
-                stack.enter_context(_tensor_float())
+                stack.enter_context(_on_gpus(fast=True))
         yield
 
 
@@ -178,30 +178,21 @@ def _fixed_order() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
+def full_precision() -> contextlib.AbstractContextManager[None]:
     """On a GPU float32 as it is, and kernels that are not chosen by trial: answers that are the same another day."""
-    before = _get_cuda()
-    _set_cuda(False, False, False)
-    try:
-        yield
-    finally:
-        _set_cuda(*before)
+    return _on_gpus(fast=False) if torch.cuda.is_available() else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def _tensor_float() -> Iterator[None]:
-    before = _get_cuda()
-    _set_cuda(True, True, True)
+def _on_gpus(fast: bool) -> Iterator[None]:
+    """TF32 and kernels chosen by trial, or neither."""
+    cudnn = torch.backends.cudnn
+    before = torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    _set_cuda(fast, fast, fast)
     try:
         yield
     finally:
         _set_cuda(*before)
-
-
-def _get_cuda() -> tuple[bool, bool, bool]:
-    cudnn = torch.backends.cudnn
-    return torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
 
 
 def _set_cuda(matmul: bool, convolutions: bool, trial: bool) -> None:

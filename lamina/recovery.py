@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lamina.errors import Diverged
-from lamina.state import TrainState
+from lamina.state import LOOK, TrainState
 
 SKIPS = 3  # steps in a row left out, after which the training goes back
 _HIGH = 5  # steps in a row with a loss far above the first
@@ -32,7 +32,6 @@ _FAR = 10.0  # how far: above it by so many times its size, and by so much at le
 _BACKS = 3  # times
 _APART = 1000  # steps after which an earlier way back is forgotten
 _EVERY = 500  # steps between two copies
-_LOOK = 32  # steps on a GPU between two looks at the loss, which wait for it
 
 
 class Recovery:
@@ -59,7 +58,7 @@ class Recovery:
             events.append({"skipped": about, "words": error.what})
             if int(self.state.in_row) >= SKIPS or self._bad():
                 events.append(self._back(error))
-        elif progress.loss_is_near or self.state.step <= self.state.watched or self.state.step % _LOOK == 0:
+        elif progress.loss_is_near or self.state.step <= self.state.watched or self.state.step % LOOK == 0:
             events += self._look(progress.loss)
         return events
 
@@ -137,7 +136,7 @@ class Recovery:
         state, optimizer = self.state, self.state.optimizer
         self._high = 0
         state.in_row -= state.in_row  # in place, where it is a tensor
-        state.watched = state.step + _LOOK
+        state.watched = state.step + LOOK
         if self._backs >= _BACKS:
             stopped = Diverged(
                 f"{error.what} Lower rates from the last good weights (of step {self.good_step}) did not help {_BACKS} times.",

@@ -24,6 +24,7 @@ from lamina.errors import Diverged, LaminaError, RunError
 from lamina.weights import load_exactly, pieces
 from lamina.weights import of as weights_of
 
+LOOK = 32  # steps on a GPU after which the host looks at them; the first so many, and those after a bad one, one by one
 _LONG = 20  # of the usual limits of a JSON text: a history of a million epochs
 
 
@@ -51,7 +52,7 @@ class TrainState:
     most: int | None = None  # examples at a time that memory has room for, where a batch did not fit
     skipped: Any = 0  # steps left out because loss or gradient were not finite; on a GPU a tensor there
     in_row: Any = 0  # of those, how many were the last ones
-    watched: int = 32  # steps up to which a GPU is asked after each whether it was left out, and later now and then
+    watched: int = LOOK  # steps up to which a GPU is asked after each whether it was left out, and later now and then
     modes: list[bool] | None = None  # of the modules while learning: a caller may have put them into evaluation mode
 
     def net_modes(self) -> list[bool]:

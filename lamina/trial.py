@@ -87,12 +87,12 @@ def choose(
     here = torch.get_num_threads()
     found = Choice(threads or here, precision="fp32" if precision == "auto" else precision)
     options: dict[str, Any] = {"compile": compile, "strict": strict, "penalty": penalty}
-    found.why_eager = why_eager(net, objective, found.precision, compile, penalty)
+    reading = read(net, objective, penalty)
+    found.why_eager = why_eager(reading, found.precision, compile)
     if found.precision != "fp16":
         found.channels_last = not strict and likes_channels_last(net)
     if found.why_eager:  # calling it would not be without a trace
         return found
-    reading = _reading(net, objective, penalty)
     try:
         own = copy.deepcopy(net)
     except Exception as error:  # a lock, a result of another step, ...: whatever the net holds
@@ -116,16 +116,17 @@ def choose(
     return found
 
 
-def why_eager(net: nn.Module, objective: Any, precision: str, compile: str, penalty: Any = None) -> str:
+def read(net: nn.Module, objective: Any, penalty: Any) -> purity.Reading:
+    """What a step of the net does, and reads."""
+    return purity.Reading(net, [*getattr(objective, "parts", [objective]), *([penalty] if penalty is not None else [])])
+
+
+def why_eager(reading: purity.Reading, precision: str, compile: str) -> str:
     """What speaks against recording a step, before the first is made; UsageError where it was asked for."""
-    why = "its loss is scaled for fp16" if precision == "fp16" else _reading(net, objective, penalty).reason
+    why = "its loss is scaled for fp16" if precision == "fp16" else reading.reason
     if why and compile == "on":  # said now, and not after a run was begun
         raise UsageError(f"compile is on, and this step cannot be recorded: {why}.", fix="compile=auto, or off")
     return why
-
-
-def _reading(net: nn.Module, objective: Any, penalty: Any) -> purity.Reading:
-    return purity.Reading(net, [*getattr(objective, "parts", [objective]), *([penalty] if penalty is not None else [])])
 
 
 @contextlib.contextmanager

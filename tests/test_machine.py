@@ -128,13 +128,14 @@ def test_the_mode_of_other_threads_of_python_is_left_alone():
     assert found[-1] is False
 
 
-def test_settings_of_gpus_are_put_back():
+@pytest.mark.parametrize("fast", [True, False])
+def test_settings_of_gpus_are_put_back(fast):
     def now():
         return (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
 
     before = now()
-    with machine._tensor_float():
-        assert now() == (True, True, True)
+    with machine._on_gpus(fast):
+        assert now() == (fast, fast, fast)
     assert now() == before
 
 
