@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, a folder for runs, the way to the data that lie beside the checkout."""
+"""What all tests share: one thread a process, one seed, a folder for runs, the way to the data that lie beside the checkout."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Put the thread count back after a test that trained in this process. Loads no torch where no test did."""
+def _same_start() -> Iterator[None]:
+    """Draw alike in whatever order tests run, and put the thread count back. Loads no torch where no test did."""
+    if torch := sys.modules.get("torch"):  # else a process of torch's draws its first seed by chance
+        torch.manual_seed(0)
     yield
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
