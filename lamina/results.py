@@ -39,11 +39,13 @@ def finish(job: Job, state: states.TrainState, history: History, loaded_seconds:
     inspection.familiarise(job)
     facts = _measure(job)
     scores = facts["scores"]
-    painted: Callable[[], dict[str, Painted]] | None = None
+    work: Callable[[], dict[str, Painted]] | None = None
+    painted = work
     if job.recipe.report:
         facts |= {"history": history.rows, "kept": job.recipe.keep}
-        painted = processes.beside(partial(writing.painted, writing.draw(folder, job.data, facts)))
-    with processes.sharing() if painted is not None else nullcontext():
+        work = partial(writing.painted, writing.draw(folder, job.data, facts))
+        painted = processes.beside(work)
+    with processes.sharing() if painted is not work else nullcontext():  # where it is not done here
         inspection.doubt(job)
         simple = facts["baselines"] = _simple_models(job, facts)
     told = runs_.read_json(folder / "data.json")
