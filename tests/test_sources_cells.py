@@ -59,6 +59,26 @@ def test_whatever_style_reads_them_python_reads_the_same(days, style):
     assert found.style == style or found.either or "%y" in style or two == {False}
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    st.tuples(st.integers(1970, 2068), st.integers(1, 12), st.sampled_from([0, 1, 12, 28, 29, 30, 31, 32])),
+    st.sampled_from(dates._DAYS), st.sampled_from(dates._TIMES),
+)  # fmt: skip
+def test_a_day_that_its_month_does_not_have_is_none(asked, day, time):
+    """29.02.2023 is no first of March."""
+    year, month, number = asked
+    parts = {"%Y": f"{year}", "%y": f"{year % 100:02d}", "%m": f"{month:02d}", "%d": f"{number:02d}", "%H": "11",
+             "%I": "11", "%M": "30", "%S": "29", "%p": "AM", "%b": dt.date(2000, month, 1).strftime("%b")}  # fmt: skip
+    word = day + time
+    for sign, written in parts.items():
+        word = word.replace(sign, written)
+    try:
+        truth = dt.datetime.strptime(word, day + time)
+    except ValueError:
+        truth = None
+    assert dates.parsed([word, None], day + time).astype("M8[us]").tolist() == [truth, None]
+
+
 @pytest.mark.parametrize(
     "mark, first, warned",
     [("/", "month", True), (".", "day", True), ("-", "day", True)],

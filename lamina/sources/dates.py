@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 
@@ -26,6 +27,7 @@ _LOOKS = re.compile(
     r"\d{1,4}([./-])\d{1,2}\1\d{2,4}(?!\d|[./-]).{0,20}|\d{1,2}\.?[ -][A-Za-z]{3,9}[ -]\d{2,4}.{0,15}"
     r"|[A-Za-z]{3,9} \d{1,2},? \d{4}.{0,15}|\d{4}年\d{1,2}月\d{1,2}日.{0,15}"
 )
+_LAST = re.compile(r"(?<!\d)(29|30|31)(?!\d)")  # a day that not every month has
 _LEAST = 0.9  # of the cells are dates
 _YEARS = ("1000", "3000")
 _FIRST = 100  # words by which styles are chosen
@@ -93,6 +95,24 @@ def parsed(words: Sequence[str | None], style: str) -> np.ndarray:
     else:
         read = pc.strptime(column, format=style, unit="us", error_is_null=True)
     values = read.to_numpy(zero_copy_only=False).astype("datetime64[us]")
+    if style != _FRACTIONS:
+        values[_beyond_month(words, values, style)] = np.datetime64("NaT", "us")
     low, high = np.datetime64(_YEARS[0]), np.datetime64(_YEARS[1])
     values[~((values >= low) & (values < high))] = np.datetime64("NaT", "us")
     return values.astype("datetime64[D]") if ":" not in style else values
+
+
+def _beyond_month(words: Sequence[str | None], values: np.ndarray, style: str) -> list[int]:
+    """Places of the 29th, 30th or 31st of a month that has none, which Arrow counts on into the next."""
+    days = (values.astype("datetime64[D]") - values.astype("datetime64[M]")).astype(
+        np.int64
+    )  # from 0; NaT is none of them
+    found = []
+    for place in np.flatnonzero((days >= 0) & (days < 3)).tolist():
+        word = words[place] or ""
+        if _LAST.search(word):
+            try:
+                datetime.strptime(word, style)
+            except ValueError:
+                found.append(place)
+    return found
