@@ -57,6 +57,36 @@ def test_a_picture_that_was_changed_a_little_is_near(name):
     assert found_pairs(pictures(np.concatenate([column, other]))) == [[k, COUNT + k] for k in range(20)]
 
 
+TURNS = {
+    "mirrored": lambda picture: picture[:, ::-1],
+    "upside down": lambda picture: picture[::-1],
+    "half a turn": lambda picture: picture[::-1, ::-1],
+    "a quarter": lambda picture: np.rot90(picture),
+    "three quarters": lambda picture: np.rot90(picture, 3),
+    "rows for columns": lambda picture: picture.transpose(1, 0, 2),
+    "a quarter, mirrored": lambda picture: np.rot90(picture)[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_a_photograph_that_was_turned_and_saved_again_is_near(name):
+    column = photographs()
+    other = np.stack([again(np.ascontiguousarray(TURNS[name](picture)), 60) for picture in column[:20]])
+    source = pictures(np.concatenate([column, other]))
+    found = copies.find(pool.pool(source))
+    wanted = [[k, COUNT + k] for k in range(20)]
+    assert len(found.near) >= 18 and all(pair in wanted for pair in found.near.tolist()) and found.turned.all()
+    finding = next(each for each in check(source, task="classes") if each.kind == "near_duplicates")
+    assert f"as an earlier one, {len(found.near)} of them mirrored or turned: " in finding.what
+
+
+def test_symmetric_pictures_are_copies_without_being_turned():
+    column = photographs()
+    column = np.concatenate([column[:, :, :24], column[:, :, 23::-1]], 2)
+    found = copies.find(pool.pool(pictures(np.concatenate([column, again(column[5], 60)[None]]))))
+    assert found.near.tolist() == [[5, COUNT]] and not found.turned.any()
+
+
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NHW"])
 def test_pictures_in_every_layout(layout):
     column = photographs(40)
@@ -71,8 +101,8 @@ def test_pictures_in_every_layout(layout):
 def test_what_is_not_near():
     column = photographs()
     assert found_pairs(pictures(column)) == []
-    mirrored = np.concatenate([column[:30], column[:30, :, ::-1]])
-    assert found_pairs(pictures(mirrored)) == []
+    drawn = np.where(column > 127, 255, 0).astype(np.uint8)  # as writing is, where a mirror makes another sign
+    assert found_pairs(pictures(np.concatenate([drawn[:30], drawn[:30, :, ::-1]]))) == []
     flat = np.arange(COUNT, dtype=np.uint8)[:, None, None].repeat(48, 1).repeat(48, 2)  # of one colour each
     assert found_pairs(pictures(flat)) == []
     assert found_pairs(pictures(photographs(side=8))) == []  # too small to tell

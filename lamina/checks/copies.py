@@ -33,6 +33,7 @@ class Copies:
     near: np.ndarray = field(
         default_factory=lambda: np.zeros((0, 2), np.int64)
     )  # (M, 2) pairs that are nearly the same
+    turned: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # (M,) which of them only mirrored or turned
     template: int = 0  # examples in the largest chain of near copies, where that is too long for one part
 
     def units(self, count: int) -> np.ndarray | None:
@@ -71,8 +72,8 @@ def find(table: Pool, nearly: bool = True) -> Copies:
     first[:: table.step] = places[group] * table.step
     if not nearly:
         return Copies(first)
-    pairs = near.pairs(table, np.flatnonzero(first == np.arange(n))[:: 1 if table.step == 1 else table.step])
-    found = Copies(first, pairs)
+    pairs, turned = near.pairs(table, np.flatnonzero(first == np.arange(n))[:: 1 if table.step == 1 else table.step])
+    found = Copies(first, pairs, turned)
     if len(pairs):
         longest = int(np.bincount(united(first, pairs)).max())
         if longest > max(20, CHAIN * n):
@@ -227,6 +228,8 @@ def _near(table: Pool, copies: Copies, task: str | None, done: str) -> Iterator[
     together = done if not copies.template else "kept"
     template = f" {copies.template:,} of them hang together, as if made after one template." if copies.template else ""
     said, count = _pairs(table, pairs), len(np.unique(pairs[:, 1]))
+    turned = len(np.unique(pairs[copies.turned, 1]))
+    how = f", {turned:,} of them mirrored or turned" if turned else ""
     if task in ("classes", "tags") and table.truth is not None:
         answers = codes_of(table.truth)
         torn = pairs[answers[pairs[:, 0]] != answers[pairs[:, 1]]]
@@ -237,7 +240,7 @@ def _near(table: Pool, copies: Copies, task: str | None, done: str) -> Iterator[
     yield Finding(
         "near_duplicates",
         "warning" if not copies.template else "note",
-        f"{count:,} of {len(table.part):,} {thing} {'is' if count == 1 else 'are'} nearly the same as an earlier one: "
+        f"{count:,} of {len(table.part):,} {thing} {'is' if count == 1 else 'are'} nearly the same as an earlier one{how}: "
         f"{said}.{template}",
         count,
         _listed(table, pairs),

@@ -1,12 +1,13 @@
 """Pictures and texts that are nearly the same as another.
 
 In: a `Pool` of pictures (uint8, in memory) or texts, and the rows to compare. Out: pairs of rows (M, 2), each a row and an
-earlier one. Candidates are found by hashing and every one is then compared in full, so that what is told is near and what is
-near is missed now and then.
+earlier one, and which of them only once they are turned. Candidates are found by hashing and every one is then compared in
+full, so that what is told is near and what is near is missed now and then.
 
 Pictures: grey thumbnails, mean and size taken out; the bits of a hash are the signs of the products of coarse ones with
 random directions (Charikar, 2002). What is alike in these is looked at in finer ones, at last of 32x32: near is a
-correlation above `ALIKE`.
+correlation above `ALIKE`. Photographs are compared once more, each mirrored and turned by quarters into a way of its own: that
+in which its right half is the lighter one, then its lower half, and of the two the first by more.
 Texts: letters in runs of `SHINGLE`, and of their hashes the least of each of some functions (Broder, 1997). Near is a share of
 common runs above `SHARED`.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Any
 
 import numpy as np
 
@@ -35,25 +37,36 @@ _AT_ONCE = 1024  # pairs whose thumbnails lie in the cache of a core together: a
 _BUCKET = 200  # rows of the same hash that each is compared with
 
 
-def pairs(table: Pool, rows: np.ndarray) -> np.ndarray:
-    """(M, 2) rows that are nearly the same, the earlier one first; at most `MOST` of the rows are looked at."""
+def pairs(table: Pool, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(M, 2) rows that are nearly the same, the earlier one first, and (M,) whether only mirrored or turned; at most `MOST` of
+    the rows are looked at."""
     rows = table.some(MOST, rows)
-    if len(rows) < 2 or not table.columns:
-        return np.zeros((0, 2), np.int64)
-    if table.kind == "texts":
+    found, turned = np.zeros((0, 2), np.int64), np.zeros(0, bool)
+    if len(rows) > 1 and table.columns and table.kind == "texts":
         found = _texts([str(table.columns[0][row]) for row in rows])
-    elif _are_pictures(table):
-        found = _pictures(table.columns[0], rows)
-    else:
-        return np.zeros((0, 2), np.int64)
-    return rows[found] if len(found) else np.zeros((0, 2), np.int64)
+        turned = np.zeros(len(found), bool)
+    elif len(rows) > 1 and table.columns and _are_pictures(table):
+        found, turned = _pictures(table.columns[0], rows)
+    return rows[found], turned
 
 
 # --- Pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _pictures(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _pictures(column: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     small = thumbnails(column, rows, _STEPS[0][0])
+    found = _confirmed(_likely(small), column, rows)
+    if not of_middle_greys(column):
+        return found, np.zeros(len(found), bool)
+    ways = _ways(small)
+    others = _likely(_brought(small, ways))
+    others = _confirmed(others[ways[others[:, 0]] != ways[others[:, 1]]], column, rows, ways)
+    both, first = np.unique(np.concatenate([found, others]), axis=0, return_index=True)
+    return both, first >= len(found)
+
+
+def _likely(small: np.ndarray) -> np.ndarray:
+    """(M, 2) places of the coarsest thumbnails that are alike."""
     centre = small - small.mean(0)
     rng = np.random.default_rng(0)
     found = []
@@ -62,14 +75,41 @@ def _pictures(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
         signs = products > np.median(products[:: 1 + len(products) // 4000], axis=0)
         together = _candidates(signs @ (1 << np.arange(_BITS)))
         found.append(together[_alike(small, together, _STEPS[0][1])])
-    left = _distinct(found)
+    return _distinct(found)
+
+
+def _confirmed(left: np.ndarray, column: np.ndarray, rows: np.ndarray, ways: np.ndarray | None = None) -> np.ndarray:
+    """Those pairs of places that are alike in finer thumbnails too, each brought into its way."""
     for side, least in _STEPS[1:]:
         kept = []
         for part in np.split(left, range(1 << 18, len(left), 1 << 18)):
             some, places = np.unique(part, return_inverse=True)
-            kept.append(part[_alike(thumbnails(column, rows[some], side), places.reshape(-1, 2), least)])
+            finer = thumbnails(column, rows[some], side)
+            finer = finer if ways is None else _brought(finer, ways[some])
+            kept.append(part[_alike(finer, places.reshape(-1, 2), least)])
         left = np.concatenate(kept)
     return left
+
+
+def _ways(small: np.ndarray) -> np.ndarray:
+    """(n,) of each thumbnail whether it is to be mirrored (1), turned upside down (2), and its rows to become columns (4)."""
+    side = round(small.shape[1] ** 0.5)
+    ramp = np.linspace(-1, 1, side, dtype=np.float32)
+    square = small.reshape(-1, side, side)
+    across, down = square.sum(1) @ ramp, square.sum(2) @ ramp
+    return (across < 0) + 2 * (down < 0) + 4 * (abs(down) > abs(across))  # type: ignore[no-any-return]
+
+
+def _brought(flat: np.ndarray, ways: np.ndarray) -> np.ndarray:
+    """Thumbnails (n, F), each brought into its way."""
+    side = round(flat.shape[1] ** 0.5)
+    found = flat.reshape(-1, side, side).copy()
+    for way in set(ways.tolist()):
+        some = found[ways == way]
+        some = some[:, :, ::-1] if way & 1 else some
+        some = some[:, ::-1] if way & 2 else some
+        found[ways == way] = some.transpose(0, 2, 1) if way & 4 else some
+    return found.reshape(flat.shape)
 
 
 def _alike(vectors: np.ndarray, pairs: np.ndarray, least: float) -> np.ndarray:
@@ -78,6 +118,14 @@ def _alike(vectors: np.ndarray, pairs: np.ndarray, least: float) -> np.ndarray:
         np.einsum("nf,nf->n", vectors.take(some[:, 0], 0), vectors.take(some[:, 1], 0)) > least
         for some in np.split(pairs, range(_AT_ONCE, len(pairs), _AT_ONCE))
     ])  # fmt: skip
+
+
+def of_middle_greys(column: Any) -> bool:
+    """Whether most of what some pictures show is neither near their darkest nor near their lightest: photographs, and no
+    writing, which says something else in a mirror."""
+    some = np.asarray(column[:: max(1, len(column) // 256)]).astype(np.float32)
+    low, high = float(some.min()), float(some.max())
+    return high > low and bool(np.mean((some > low + 0.15 * (high - low)) & (some < high - 0.15 * (high - low))) > 0.5)
 
 
 def _are_pictures(table: Pool) -> bool:

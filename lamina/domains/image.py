@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamina import augment, mapped, pictures, splits
+from lamina.checks.near import of_middle_greys
 from lamina.domains.arrays import (
     ARRAY_FILES,
     Scale,
@@ -214,7 +215,7 @@ class Image(Domain):
             called = np.unique(examples.truth.astype(str))
         if called is not None and all(len(str(label)) == 1 for label in called):
             return plain, "no mirror: the classes are letters or digits"
-        if shape[0] == 1 and not _of_middle_greys(examples.inputs[0]):
+        if shape[0] == 1 and not of_middle_greys(examples.inputs[0]):
             return plain, "no mirror: black on white, or white on black, as writing is"
         light = "brightness=0.2,contrast=0.2" + (",saturation=0.3" if shape[0] == 3 else "")
         if side < 48 and len(examples.inputs[0]) >= MANY:
@@ -413,13 +414,6 @@ class Image(Domain):
     @classmethod
     def tiny(cls) -> Any:
         return "digits"
-
-
-def _of_middle_greys(column: Any) -> bool:
-    """Whether most of what some pictures show is neither near their darkest nor near their lightest."""
-    some = np.asarray(column[:: max(1, len(column) // 256)]).astype(np.float32)
-    low, high = float(some.min()), float(some.max())
-    return high > low and bool(np.mean((some > low + 0.15 * (high - low)) & (some < high - 0.15 * (high - low))) > 0.5)
 
 
 _EXPECTED = f"a picture ({', '.join(pictures.FORMATS)})"
