@@ -460,9 +460,16 @@ def _exactly(found: Recipe, choose: Choose, given_valid: bool, bytes_in: bool, w
     choose("keep", "best" if found.early_stopping else "last", "" if found.early_stopping else why)
 
 
+FEW = 10_000  # training examples up to which a linear model may know better than a net
 ENOUGH = 4  # times the usual number of epochs are the most that a budget, however long, is used for
 # Peak rates for batches of about 100, by optimiser; adamw's depends on the net.
 _RATES = {"sgd": 0.1, "adagrad": 0.02, "rmsprop": 1e-3, "muon": 0.01}
+
+
+def with_line(asked: Recipe, task: str, n: int) -> bool:
+    """Whether a linear model is to answer beside a net of ours for numbers (`lamina.nets.beside`): its weights would fit no
+    file of others'."""
+    return n <= FEW and asked.weights is None and task in ("classes", "tags", "numbers")
 
 
 def _ours(
@@ -491,8 +498,11 @@ def _ours(
     if net == "mlp":
         many: dict[str, Any] = {"dropout": 0.3, "input_dropout": 0.1, "normalisation": "batch"}
         arguments = {"dropout": 0.2} if kind == "vectors" else {} if small else many
+        why = "against overfitting"
+        if kind == "vectors" and with_line(found, task, n):
+            arguments, why = {**arguments, "beside": True}, f"{why}, and a linear model has a say"
         if arguments:
-            choose("net_arg", {**arguments, **found.net_arg}, "against overfitting")
+            choose("net_arg", {**arguments, **found.net_arg}, why)
     steps_an_epoch = max(1, -(-n // (found.batch_size or 64)))
     if found.steps is None:
         wanted = {

@@ -24,6 +24,7 @@ from lamina import state as states
 from lamina.baselines import kmeans
 from lamina.history import History
 from lamina.job import Job
+from lamina.nets import beside
 from lamina.report import page, writing
 from lamina.report.painting import Painted
 
@@ -96,9 +97,28 @@ def _final_weights(job: Job, state: states.TrainState) -> str:
         job.net.load_state_dict(state.ema.module.state_dict())
     if not best.is_dir():
         states.save(best, state, {"score": {}})
+    _settle(job)
     written = weights.to_bytes(job.net.eval().state_dict())
     files.write(job.folder / runs_.WEIGHTS, written)
     return hashlib.sha256(written).hexdigest()
+
+
+def _settle(job: Job) -> None:
+    """What answers beside the net is fitted, and given its share by the validation examples."""
+    net, loaded = job.net.eval(), job.data
+    own = job.facts["net"]["own"] or job.facts["loss"]["own"]
+    if own or getattr(net, "beside", None) is None or "valid" not in loaded.parts:
+        return
+    train, valid = (
+        loaded.domain.batches(net, *loaded.parts[part], shuffle=False, batch_size=1000, device=job.device)
+        for part in ("train", "valid")
+    )
+
+    def loss(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return job.loss(output, loaded.target.shape_truth(truth, output))  # type: ignore[no-any-return]
+
+    share = beside.settle(net, train.epoch(0), valid.epoch(0), loss, loaded.target.name == "numbers")
+    job.facts["beside"] = round(share, 3)
 
 
 def _remember(job: Job) -> None:
@@ -229,6 +249,11 @@ def _words(job: Job, scores: list[dict[str, Any]], history: History) -> list[str
         found.append(
             f"The net knows its training data better than new data ({train['score']} {train['value']:.3f} against "
             f"{test['value']:.3f}): {remedies} may help."
+        )
+    if (share := job.facts.get("beside", 0)) >= 0.5:
+        found.append(
+            f"A linear model beside the net has {share:.0%} of the say, by the validation examples: little of what can be "
+            "learned here is more than a line."
         )
     found += [f"{doubt.what} data.json lists them." for doubt in job.data.findings if doubt.kind == "suspected_labels"]
     if history.stopped:

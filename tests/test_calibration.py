@@ -102,7 +102,8 @@ def test_a_run_keeps_its_temperature_and_tells_it(runs):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 400)
     x = (rng.normal(size=(400, 6)) + y[:, None] * 0.5).astype("float32")
-    run = lamina.train((x, y), epochs=60, runs=runs, quiet=True, batch_size=16, net_arg={"dropout": 0.0})
+    alone = {"dropout": 0.0, "beside": False}
+    run = lamina.train((x, y), epochs=60, runs=runs, quiet=True, batch_size=16, net_arg=alone)
     learned = json.loads((run.folder / "data.json").read_text())["task"]["state"]["temperature"]
     assert learned > 1.5  # it knows its 280 examples by heart
     again = lamina.load(run.folder)

@@ -32,7 +32,7 @@ from lamina.errors import DataError, UsageError, near
 from lamina.findings import Finding
 from lamina.nets import base
 from lamina.nets.tabular import UNKNOWN, Tabular
-from lamina.recipe import ENOUGH, Recipe, share
+from lamina.recipe import ENOUGH, Recipe, share, with_line
 from lamina.sources import Examples, Source, tables
 from lamina.sources.delimited import written_as
 from lamina.splits import spread
@@ -467,6 +467,8 @@ class Table(Domain):
             "learning_rate": (2e-3 if little else 8e-3, "peak of adamw with one_cycle for tables"),
             "weight_decay": (0.02, "against overfitting; biases are spared"),
         }
+        if with_line(asked, target.name, n):
+            found["net_arg"] = ({"beside": True, **asked.net_arg}, f"{rows}: a linear model has a say, too")
         epochs = max(10, min(30 if little else 40, round((600 if little else 3_500) * batch / n)))
         epochs *= 1 if asked.budget is None else ENOUGH
         planned = asked.budget is not None or asked.steps is not None

@@ -16,6 +16,7 @@ from lamina import activations
 from lamina.activations import Activation
 from lamina.errors import UsageError, near
 from lamina.nets import base
+from lamina.nets.beside import MOST, Beside
 
 SIZES = {"small": (128, 64), "medium": (512, 512), "large": (1024, 1024, 512)}
 NORMALISATIONS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
@@ -27,7 +28,8 @@ class MLP(nn.Module):
     `MLP(784, 10)` is 784-128-64-10 with relu. `hidden` may be empty, which leaves linear or logistic regression, and
     may be written "128,64". `dropout` is the share of hidden numbers set to zero while training (Srivastava et al.,
     2014), `input_dropout` that of the inputs. `normalisation` is None, "batch" (Ioffe and Szegedy, 2015) or "layer"
-    (Ba et al., 2016). `UsageError` for what cannot be built.
+    (Ba et al., 2016). `beside`: a linear model answers beside it, once it has learned (`lamina.nets.beside`). `UsageError`
+    for what cannot be built.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         normalisation: str | None = None,
         input_dropout: float = 0.0,
+        beside: bool = False,
     ):
         super().__init__()
         between = [] if hidden == "" else base.whole_numbers(hidden, "hidden widths", '(128, 64) or "128,64"')
@@ -61,9 +64,15 @@ class MLP(nn.Module):
                 layers.append(nn.Dropout(dropout))
         layers.append(nn.Linear(widths[-2], outputs))
         self.layers = nn.Sequential(*layers)
+        self.beside = Beside(inputs, outputs) if beside and inputs <= MOST else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x.flatten(1))  # (B, ...) -> (B, inputs) -> (B, outputs)
+        answers = self.layers(x.flatten(1))  # (B, ...) -> (B, inputs) -> (B, outputs)
+        return answers if self.beside is None or self.training else self.beside(answers, self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, inputs): what the line beside it is a function of."""
+        return x.flatten(1)
 
     @classmethod
     def fitted(cls, shape: Sequence[int], width_out: int, size: str = "small", **arguments: Any) -> MLP:

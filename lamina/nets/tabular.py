@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from lamina.errors import UsageError, near
 from lamina.nets import base
+from lamina.nets.beside import MOST, Beside
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"hidden": (128, 128), "members": 8, "embedding": 8},
@@ -103,8 +104,8 @@ class Tabular(nn.Module):
     share of hidden numbers set to zero while learning.
 
     average: what the mean is taken of while it is asked: "softmax" or "sigmoid" probabilities, whose logits are given, or
-    the numbers themselves ("mean"). edges: what the steps of numbers stand for, see `Steps`. `UsageError` for what cannot be
-    built.
+    the numbers themselves ("mean"). edges: what the steps of numbers stand for, see `Steps`. beside: a linear model answers
+    beside it, once it has learned (`lamina.nets.beside`). `UsageError` for what cannot be built.
     """
 
     starts: Tensor  # (C,) where the codes of each column begin in their common table
@@ -122,6 +123,7 @@ class Tabular(nn.Module):
         dropout: float = 0.1,
         average: str = "mean",
         edges: Sequence[Sequence[float]] | None = None,
+        beside: bool = False,
     ):
         super().__init__()
         hidden = [hidden] if isinstance(hidden, int) else list(hidden)
@@ -137,7 +139,7 @@ class Tabular(nn.Module):
         if average not in AVERAGES:
             raise UsageError(f"unknown average {average!r}", expected=near(average, AVERAGES))
         self.numbers, self.categories, self.members, self.average = len(steps), len(categories), members, average
-        self.slots = [int(slots) for _, slots in texts]
+        self.slots, self.known = [int(slots) for _, slots in texts], [int(count) for count, _ in texts]
         width = max(1, min(embedding, WIDEST // columns))
 
         self.steps = Steps(steps, width, edges) if len(steps) else None
@@ -166,6 +168,8 @@ class Tabular(nn.Module):
         last = hidden[-1] if hidden else columns * width
         self.heads = nn.Parameter(torch.empty(members, last, outputs).uniform_(-bound, bound))
         self.biases = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
+        features = 2 * len(steps) + sum(count + UNKNOWN for count in categories) + sum(count for count, _ in texts)
+        self.beside = Beside(features, outputs) if beside and features <= MOST else None
 
     def forward(self, x: Tensor) -> Tensor:
         parts = []
@@ -186,7 +190,24 @@ class Tabular(nn.Module):
         answers = torch.baddbmm(self.biases, found, self.heads)  # (members, B, outputs)
         if self.line is not None:
             answers = answers + values @ self.apart @ self.line
-        return answers.transpose(0, 1) if self.training else self._mean(answers)
+        if self.training:
+            return answers.transpose(0, 1)
+        answers = self._mean(answers)
+        return answers if self.beside is None else self.beside(answers, self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, F): what the line beside it is a function of: numbers, gaps, categories and words, 0 or 1 each."""
+        parts, end = [], self.numbers + self.categories
+        if self.steps is not None:
+            parts += [self.steps(x[:, : self.numbers])[1], x[:, : self.numbers].isnan().float()]
+        if self.codes is not None:
+            places = x[:, self.numbers : end].long() + self.starts
+            parts.append(x.new_zeros(len(x), self.codes.num_embeddings).scatter(1, places, 1.0))
+        for count, slots in zip(self.known, self.slots, strict=True):
+            said = x.new_zeros(len(x), count + 1).scatter(1, x[:, end : end + slots].long(), 1.0)
+            parts.append(said[:, 1:])
+            end += slots
+        return torch.cat(parts, 1)
 
     def _mean(self, answers: Tensor) -> Tensor:
         """(members, B, outputs) -> (B, outputs)."""

@@ -288,6 +288,7 @@ def _trained(run: Mapping[str, Any]) -> list[tuple[str, str]]:
             "net",
             f"{net.get('name', 'own')}, {net['parameters']:,} parameters" if "parameters" in net else net.get("name"),
         ),
+        ("beside it", f"a linear model, {run['beside']:.0%} of the answer" if run.get("beside") else None),
         ("answer", run.get("task")),
         ("input", run.get("domain")),
         ("source", _source(run)),
