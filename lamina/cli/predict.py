@@ -24,7 +24,8 @@ from lamina.imports import loading
 STANDARD = "standard input"
 _BEGINNINGS = {
     b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"GIF8": ".gif", b"II*\x00": ".tif", b"MM\x00*": ".tif", b"RIFF": ".webp",
-    b"BM": ".bmp", b"P5": ".pgm", b"P6": ".ppm", b"PAR1": ".parquet", b"\x00\x00": ".idx", b"\x1f\x8b": ".gz",
+    b"BM": ".bmp", b"P5": ".pgm", b"P6": ".ppm", b"PAR1": ".parquet", b"ARROW1": ".arrow",
+    b"\xff\xff\xff\xff": ".arrow", b"\x00\x00": ".idx", b"\x1f\x8b": ".gz",
 }  # fmt: skip
 
 

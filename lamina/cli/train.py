@@ -17,8 +17,8 @@ def _train(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="A table (CSV, Parquet, JSON lines, Excel), a folder or archive of pictures, texts or tables, a pattern of "
-            "files ('part-*.csv'); an .npz or IDX file; or digits, iris, wine, breast_cancer, diabetes, mnist."
+            help="A table (CSV, Parquet, Arrow, JSON lines, Excel, ARFF), a folder or archive of pictures, texts or tables, "
+            "a pattern of files ('part-*.csv'); an .npz or IDX file; or digits, iris, wine, breast_cancer, diabetes, mnist."
         ),
     ] = None,
     recipe: Annotated[

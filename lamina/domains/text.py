@@ -48,7 +48,8 @@ DISTINCT = 0.5  # share of its values that differ
 OTHERS = 2  # columns beside them that a table of texts may have
 LOOKED = 2000  # rows that are looked at to find that out
 TOLD, HEAVIEST = 30, 15  # classes, and words that speak for each, in the report
-TABLES = (".csv", ".tsv", ".tab", ".parquet", ".jsonl", ".ndjson", ".json", ".xlsx", ".xls", ".npz", ".zip", ".gz")
+TABLES = (".csv", ".tsv", ".tab", ".parquet", ".jsonl", ".ndjson", ".json", ".xlsx", ".xls", ".arff", ".feather",
+          ".arrow", ".ipc", ".npz", ".zip", ".gz")  # fmt: skip
 
 
 @dataclass

@@ -234,7 +234,7 @@ def no_columns(columns: Columns, asked: Reading, name: str) -> None:
     if idle:
         raise UsageError(
             f"{' and '.join(idle)} would do nothing: {name} has no columns with names.",
-            expected="a table: CSV, Parquet, JSON lines, Excel, a data frame",
+            expected="a table: CSV, Parquet, Arrow, JSON lines, Excel, ARFF, a data frame",
             fix="leave it out" if len(idle) == 1 else "leave them out",
         )
     asked.only((), name)

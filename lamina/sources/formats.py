@@ -1,7 +1,7 @@
 """Tables from files and from Python, each kind read by the library that was made for it.
 
-In: the path of a file of CSV and its kin (read by `delimited`), Parquet, JSON lines, Excel; a data frame of pandas or
-polars, an Arrow table, a dict of columns. Out: a `Table`. Called by `lamina.sources.tables` and `lamina.sources.places`.
+In: the path of a file of CSV and its kin (read by `delimited`), Parquet, Arrow, JSON lines, Excel, ARFF; a data frame of pandas
+or polars, an Arrow table, a dict of columns. Out: a `Table`. Called by `lamina.sources.tables` and `lamina.sources.places`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,20 @@ import numpy as np
 from lamina import archives
 from lamina.errors import DataError, UsageError, near
 from lamina.findings import Finding
-from lamina.sources import delimited
+from lamina.sources import arff, delimited
 from lamina.sources.delimited import Reading, Table, clean_names
 
 TEXT = (".csv", ".tsv", ".tab", ".psv", ".data", ".dat")
 PARQUET, EXCEL, LINES = (".parquet", ".pq"), (".xlsx", ".xlsm"), (".jsonl", ".ndjson", ".json")
-ENDINGS = (*TEXT, *PARQUET, *EXCEL, *LINES)
+ARROW, ARFF = (".feather", ".arrow", ".ipc"), (".arff",)
+ENDINGS = (*TEXT, *PARQUET, *ARROW, *EXCEL, *LINES, *ARFF)
+_BINARY = {
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+    b"FEA1": "Arrow",
+    b"\xff\xff\xff\xff": "an Arrow stream",
+}  # how they begin
+_NEEDED = {end: kind for kind, ends in (("Parquet", PARQUET), ("Arrow", ARROW), ("Excel", EXCEL)) for end in ends}
 
 
 def file(path: Path, name: str, asked: Reading) -> Table:
@@ -33,19 +41,30 @@ def file(path: Path, name: str, asked: Reading) -> Table:
 
 def _file(path: Path, name: str, asked: Reading) -> Table:
     begin = _begin(path)
-    if begin.startswith(b"PAR1"):
-        return _parquet(path, name, asked)
+    binary = next((kind for first, kind in _BINARY.items() if begin.startswith(first)), None)
+    if binary is not None:
+        return _binary(path, name, asked, binary)
     ending = Path(name.removesuffix(".gz").removesuffix(".bz2").removesuffix(".xz")).suffix.lower()
     if begin.startswith(b"PK\x03\x04") and ending in EXCEL:
         return _excel(path, name, asked)
-    if begin.startswith(b"\xd0\xcf\x11\xe0") or ending in EXCEL + PARQUET:
-        kind = "an old Excel file (.xls)" if begin.startswith(b"\xd0\xcf") else "no Excel file" if ending in EXCEL else (
-            "no Parquet file")  # fmt: skip
+    if begin.startswith(b"\xd0\xcf\x11\xe0") or ending in _NEEDED:
+        kind = "an old Excel file (.xls)" if begin.startswith(b"\xd0\xcf") else f"no {_NEEDED[ending]} file"
         raise DataError(f"{name} is {kind}.", fix="save it as CSV, .xlsx or Parquet")
     data = archives.plain(path, name)
     if ending in LINES:
         asked.only(("encoding", *delimited.OF_CELLS), f"{name}, which holds JSON")
         return of_json(data, name, asked)
+    if ending in ARFF:
+        asked.only(("encoding", *delimited.OF_CELLS), f"{name}, an ARFF file")
+        data, found = delimited.decoded(data, name, asked)
+        data, texts = arff.as_csv(data, name)
+        table = delimited.read(
+            data,
+            name,
+            ".csv",
+            replace(asked, encoding="utf-8", separator=",", header=True, quote='"', text=(*asked.text, *texts)),
+        )
+        return replace(table, findings=found + table.findings)
     asked.only(("separator", "encoding", "decimal", "header", "quote", *delimited.OF_CELLS), f"{name}, a text file")
     return delimited.read(data, name, ending, asked)
 
@@ -55,16 +74,23 @@ def _begin(path: Path) -> bytes:
         return opened.read(8)
 
 
-def _parquet(path: Path, name: str, asked: Reading) -> Table:
+def _binary(path: Path, name: str, asked: Reading, kind: str) -> Table:
+    """A file that Arrow reads. What it says of itself is not believed: a damaged one must not take the process along."""
     import pyarrow as pa
-    from pyarrow import parquet
+    from pyarrow import feather, ipc, parquet
 
-    asked.only(delimited.OF_CELLS, f"{name}, a Parquet file")
+    asked.only(delimited.OF_CELLS, f"{name}, a file of {kind}")
     try:
-        table = parquet.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-    return _of_arrow(table, name)
+        if kind == "Parquet":
+            table = parquet.ParquetFile(path).read()
+        elif kind == "Arrow":
+            table = feather.read_table(path, memory_map=False)
+        else:
+            table = ipc.open_stream(path.read_bytes()).read_all()
+        table.validate(full=True)
+        return _of_arrow(table, name)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{name} cannot be read as {kind}: {str(error).splitlines()[0]}") from error
 
 
 def _of_arrow(table: Any, name: str) -> Table:

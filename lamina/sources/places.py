@@ -71,8 +71,8 @@ def one(path: Path, name: str, columns: Columns, asked: Reading) -> Source:
     else:
         raise UsageError(
             f"{name} is not a kind of file that can be opened here.",
-            expected="a table (CSV, Parquet, JSON lines, Excel), a text, a picture, an archive or folder of those, an .npz "
-            "file or IDX files",
+            expected="a table (CSV, Parquet, Arrow, JSON lines, Excel, ARFF), a text, a picture, an archive or folder of "
+            "those, an .npz file or IDX files",
             fix="read it yourself and give the arrays: (x, y)",
         )
     no_columns(columns, asked, name)
