@@ -22,6 +22,7 @@ PARTS = ("train", "valid", "test")
 HOWS = ("auto", "random", "stratified", "grouped", "time")
 FEW = 3  # members a class needs to be spread: one a part
 _LINES = 1 << 14  # of splits.csv, that are made together
+_CELLS = 10_000_000  # groups x classes
 _RARE = 0.5  # above this share of examples in classes of fewer than FEW, the answers are taken for measurements
 
 
@@ -62,7 +63,8 @@ def split(
     how     random       every row for itself, copies or not
             stratified   each class's count in each part is its exact share, rounded up or down (but no part stays empty
                          for it); classes with fewer than 3 members go to train
-            grouped      rows of a group stay together; parts come near their shares as far as the groups allow
+            grouped      rows of a group stay together; parts, and classes in them, come near their shares as far as the
+                         groups allow
             time         the latest rows are the test, the next latest validate; equal times stay together
             auto         grouped where there are groups, else time where there are times, else stratified where the
                          answers are classes (texts, booleans, whole numbers that recur), else random
@@ -98,7 +100,7 @@ def split(
         how, reason = _choose(classes, groups, times)
     if how == "grouped":
         column = _column(groups, "groups")
-        parts, words = _grouped(column, shares, seed) if same is None else _grouped(_united(column, same), shares, seed)
+        parts, words = _grouped(column if same is None else _united(column, same), classes, shares, seed)
         words += together
     elif how == "time":
         parts, words = _by_time(_column(times, "times"), shares)
@@ -170,11 +172,16 @@ def _choose(classes: np.ndarray | None, groups: Any, times: Any) -> tuple[str, s
         return "time", ""
     if classes is None:
         return "random", ""
-    counts = np.bincount(classes)
-    rare = counts[counts < FEW].sum()
-    if rare > _RARE * len(classes):
+    if rare := _too_rare(classes):
         return "random", f"; not stratified: {rare:,} of {len(classes):,} answers occur fewer than {FEW} times"
     return "stratified", ""
+
+
+def _too_rare(classes: np.ndarray) -> int:
+    """How many examples have classes of a few, where these are too many to be kept to their shares; else 0."""
+    counts = np.bincount(classes)
+    rare = int(counts[counts < FEW].sum())
+    return rare if rare > _RARE * len(classes) else 0
 
 
 def _random(n: int, shares: np.ndarray, seed: int) -> np.ndarray:
@@ -390,7 +397,10 @@ def _column(values: Any, name: str) -> np.ndarray:
     return column
 
 
-def _grouped(groups: np.ndarray, shares: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
+def _grouped(
+    groups: np.ndarray, classes: np.ndarray | None, shares: np.ndarray, seed: int
+) -> tuple[np.ndarray, str]:  # fmt: skip
+    """Groups that stay whole, each class as near to its shares as they allow."""
     codes = _codes(groups)
     sizes = np.bincount(codes)
     need = int((shares > 0).sum())
@@ -400,18 +410,26 @@ def _grouped(groups: np.ndarray, shares: np.ndarray, seed: int) -> tuple[np.ndar
             expected=f"{need} groups or more",
             fix="give more groups, or ask for no validation or test part",
         )
-    # The largest first (equal ones in random order), each to the part that lacks most.
-    lack = len(groups) * shares
+    # The largest first (equal ones in random order), each to the part that lacks most of what it holds: that which brings
+    # the squares of all that is lacking, of each class as a share of it, down the most.
+    if classes is None or _too_rare(classes) or len(sizes) * (int(classes.max()) + 1) > _CELLS:
+        classes = np.zeros(len(groups), np.int64)
+    held = np.zeros((len(sizes), int(classes.max(initial=0)) + 1))
+    np.add.at(held, (codes, classes), 1)
+    counts = held.sum(0)
+    lack = shares[:, None] * counts
     part_of = np.zeros(len(sizes), dtype=np.int8)
     empty = set(np.flatnonzero(shares > 0).tolist())
     order = np.lexsort((np.random.default_rng(seed).permutation(len(sizes)), -sizes))
     for place, group in enumerate(order):
         open_to = sorted(empty) if len(order) - place <= len(empty) else np.flatnonzero(shares > 0).tolist()
-        part = max(open_to, key=lambda p: lack[p])
+        gains = lack @ (held[group] / counts)
+        part = max(open_to, key=gains.__getitem__)
         part_of[group] = part
-        lack[part] -= sizes[group]
+        lack[part] -= held[group]
         empty.discard(part)
-    return part_of[codes], f"by {len(sizes):,} groups that stay whole, seed {seed}"
+    near = ", classes as near to their shares as that allows" if len(counts) > 1 else ""
+    return part_of[codes], f"by {len(sizes):,} groups that stay whole{near}, seed {seed}"
 
 
 def _by_time(times: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, str]:

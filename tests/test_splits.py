@@ -173,6 +173,29 @@ def test_groups_come_near_the_shares():
     assert not same(split(100, groups=equal), split(100, groups=equal, seed=1))
 
 
+def test_groups_of_one_class_each_come_near_the_shares_of_all_classes():
+    """As persons who are ill or well. The parts of scikit-learn's `StratifiedGroupKFold` are no nearer."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    def off(rows: np.ndarray) -> float:
+        """The furthest that a class is from a fifth of it."""
+        return float(np.abs(np.bincount(truth[rows], minlength=3) / np.bincount(truth) - 0.2).max())
+
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        kind = rng.choice(3, 40, p=[0.6, 0.3, 0.1])
+        groups = np.repeat(np.arange(40), rng.integers(3, 15, 40))
+        truth = kind[groups]
+        found = split(len(groups), truth=truth, groups=groups, valid=0, test=0.2, seed=seed)
+        folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(groups, truth, groups)
+        assert off(found.test) <= max(0.1, min(off(rows) for _, rows in folds))
+    assert "40 groups that stay whole, classes as near to their shares as that allows" in found.how
+    mixed = split(400, truth=np.arange(400) % 2, groups=np.arange(400) // 10, valid=0, test=0.2)
+    assert np.bincount(np.arange(400)[mixed.test] % 2).tolist() == [40, 40]
+    numbers = split(400, truth=np.arange(400), groups=np.arange(400) // 10)  # no class among them comes again
+    assert numbers.how == "by 40 groups that stay whole, seed 0"
+
+
 def test_a_missing_group_is_refused():
     with pytest.raises(DataError, match="2 groups are missing: rows 1, 3"):
         split(4, groups=["a", None, "b", ""])
