@@ -126,6 +126,19 @@ def test_what_a_row_of_a_table_says_in_numbers():
     assert Tabular([1], 1, [beside.MOST], beside=True).beside is None  # too many
 
 
+@pytest.mark.parametrize("kind", [MLP, Tabular])
+def test_a_net_with_a_line_can_be_exported_for_batches_of_any_size(kind):
+    if kind is MLP:
+        net, x = MLP(3, 2, beside=True), torch.rand(8, 3)
+    else:
+        net, x = Tabular([4, 0], 2, [3], [(5, 2)], beside=True), torch.cat([torch.rand(8, 2), torch.ones(8, 3)], 1)
+    for buffer in net.eval().beside.buffers():
+        buffer.fill_(0.3)
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("rows", min=2)},)).module()
+    for rows in (3, 8):
+        assert torch.allclose(program(x[:rows]), net(x[:rows]), atol=1e-6)
+
+
 def linear(n: int) -> tuple[np.ndarray, np.ndarray]:
     x = RNG.normal(size=(n, 12))
     return x, x @ RNG.normal(size=12) + 0.5 * RNG.normal(size=n)

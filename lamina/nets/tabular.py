@@ -202,9 +202,9 @@ class Tabular(nn.Module):
             parts += [self.steps(x[:, : self.numbers])[1], x[:, : self.numbers].isnan().float()]
         if self.codes is not None:
             places = x[:, self.numbers : end].long() + self.starts
-            parts.append(x.new_zeros(len(x), self.codes.num_embeddings).scatter(1, places, 1.0))
+            parts.append(x.new_zeros(x.shape[0], self.codes.num_embeddings).scatter(1, places, 1.0))
         for count, slots in zip(self.known, self.slots, strict=True):
-            said = x.new_zeros(len(x), count + 1).scatter(1, x[:, end : end + slots].long(), 1.0)
+            said = x.new_zeros(x.shape[0], count + 1).scatter(1, x[:, end : end + slots].long(), 1.0)
             parts.append(said[:, 1:])
             end += slots
         return torch.cat(parts, 1)
