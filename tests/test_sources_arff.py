@@ -135,3 +135,16 @@ def test_files_of_arrow(tmp_path, kind):
     place.write_bytes(b"no such thing")
     with pytest.raises(DataError, match="is no Arrow file"):
         read(place)
+
+
+def test_sparse_rows_of_svmlight_are_refused_and_texts_with_colons_are_not(tmp_path):
+    (tmp_path / "a9a.txt").write_text(
+        "".join(f"{'+1' if k % 2 else '-1'} 3:1 {5 + k % 7}:{k / 8} \n" for k in range(50))
+    )
+    with pytest.raises(DataError, match=r"svmlight(?s:.*)load_svmlight_file"):
+        sources.open(tmp_path / "a9a.txt")
+    (tmp_path / "times.txt").write_text("".join(f"at {k % 12}:30 we met and went away\n" for k in range(50)))
+    assert sources.open(tmp_path / "times.txt").train.kind == "texts"
+    (tmp_path / "nameless").write_bytes(b"")
+    feather.write_feather(pa.table({"u": np.arange(60) / 7, "y": ["a", "b"] * 30}), tmp_path / "nameless")
+    assert sources.open(tmp_path / "nameless").train.names == ["u"]

@@ -34,6 +34,7 @@ from lamina.sources.delimited import Reading, decoded, dialect
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
 _NETPBM = re.compile(rb"P[1-6]\s")
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+_SPARSE = re.compile(rb"[+-]?\d+(?:\.\d+)?(?: +qid:\d+)?(?: +\d+:[+-]?[\d.eE+-]+)+ *(?:#.*)?")
 _HEAD = 1 << 12  # bytes of a file that say what it is
 _once: dict[str, Path] = {}  # archives unpacked for this process alone
 
@@ -52,6 +53,12 @@ def one(path: Path, name: str, columns: Columns, asked: Reading) -> Source:
     from lamina.sources import arrays, folders, formats, idx, tables
 
     what = kind(path)
+    if what in ("table", "text") and _is_sparse(path):
+        raise DataError(
+            f"{name} holds sparse rows, an answer and place:number pairs a line (svmlight), and neither cells nor sentences.",
+            expected="a table, or texts",
+            fix="x, y = sklearn.datasets.load_svmlight_file(...); lamina.train((x.toarray(), y))",
+        )
     if what == "table":
         return tables.source(formats.file(path, name, asked), columns, asked)
     if what == "archive":
@@ -121,7 +128,7 @@ def kind(path: Path) -> str:
     name = path.name.lower()
     if name.endswith(".npz"):
         return "npz"
-    if name.endswith(formats.EXCEL) or head.startswith((b"PAR1", b"\xd0\xcf\x11\xe0")):
+    if name.endswith(formats.EXCEL) or head.startswith((b"PAR1", b"ARROW1", b"\xd0\xcf\x11\xe0")):
         return "table"
     if head.startswith(b"PK\x03\x04") or head.startswith(b"PK\x05\x06") or head[257:262] == b"ustar":
         return "archive"
@@ -175,6 +182,14 @@ def _is_table(path: Path, head: bytes) -> bool:
     if not way.separator or len(lines) < 3 or alike < 0.9 * len(lines):
         return False
     return way.separator in ("\t", ";", "|", "::", " ") or (alike == len(lines) and way.width > 2)
+
+
+def _is_sparse(path: Path) -> bool:
+    """Whether the first lines of a text file are those of svmlight and libsvm."""
+    with open(path, "rb") as opened:
+        lines = opened.read(_HEAD).splitlines()
+    lines = [line for line in (lines[:-1] if len(lines) > 1 else lines)[:20] if line and not line.startswith(b"#")]
+    return len(lines) > 1 and all(_SPARSE.fullmatch(line) for line in lines)
 
 
 # --- Archives ---------------------------------------------------------------------------------------------------------
