@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -151,6 +151,19 @@ def without_compiler(kind: Any) -> Any:
     methods = {method: inspect.unwrap(getattr(kind, method)) for method in marked}
     step = torch.no_grad()(inspect.unwrap(kind.step))
     return type(kind.__name__, (kind,), {**methods, "step": step, "__module__": __name__, "__doc__": kind.__doc__})
+
+
+def minimise(tensors: list[Tensor], value: Callable[[], Tensor], rounds: int, **options: Any) -> None:
+    """Bring a smooth function of tensors (0-d) to its least by L-BFGS, in place; options of torch's class."""
+    solver = without_compiler(torch.optim.LBFGS)(tensors, max_iter=rounds, line_search_fn="strong_wolfe", **options)
+
+    def slope() -> Tensor:
+        solver.zero_grad()
+        found = value()
+        found.backward()
+        return found.detach()
+
+    solver.step(slope)  # which turns gradients on
 
 
 def _options(kind: Any) -> set[str]:

@@ -41,18 +41,12 @@ def regression(
     w = torch.ones(len(x)) if weights is None else torch.from_numpy(np.ascontiguousarray(weights, np.float32))
     total = float(w.sum())
     found = torch.zeros(x.shape[1] + 1, p.shape[1], requires_grad=True)
-    kind = optimizers.without_compiler(torch.optim.LBFGS)
-    solver = kind([found], max_iter=60, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
     def loss() -> Any:
-        solver.zero_grad()
         each = -(p * (x @ found[:-1] + found[-1]).log_softmax(1)).sum(1)
-        value = (w * each).sum() / total + strength * x.shape[1] / (2 * total) * found[:-1].square().sum()
-        value.backward()
-        return value
+        return (w * each).sum() / total + strength * x.shape[1] / (2 * total) * found[:-1].square().sum()
 
-    with torch.enable_grad():
-        solver.step(loss)
+    optimizers.minimise([found], loss, 60, tolerance_grad=1e-6)
     answer = found.detach().numpy()
     return answer[:-1], answer[-1]
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from lamina import optimizers
 from lamina.baselines import limits
+from lamina.nets.beside import SIGNAL
 from lamina.targets import base
 
 # For each second allowed. A common core needs a fifth of it.
@@ -27,7 +28,6 @@ WORK = 1e7  # rows x columns x outputs in a round of L-BFGS, when the fewest rou
 ROUNDS = (30, 300)  # the fewest and the most; in between, as many as fit
 COLUMNS = 1000  # to which a row may be thinned, to have more rows
 CLASSES_MOST = 200
-SIGNAL = 10.0  # prior variance of a linear model's output over that of its noise: a fair penalty at any width
 
 
 def why_not(task: str, x_train: Any, y_train: np.ndarray, x_test: Any) -> str:
@@ -97,21 +97,15 @@ def _logistic(inputs: Tensor, truth: Tensor, rounds: int) -> Model:
     weights, bias = (inputs.new_zeros(size, requires_grad=True) for size in ((width, d), (width,)))
 
     def loss() -> Tensor:
-        weights.grad = bias.grad = None
         found = F.linear(inputs, weights, bias)
         if alone:
             total = F.binary_cross_entropy_with_logits(found, truth.float(), reduction="sum")
         else:
             across = found.T.contiguous()[None]  # (1, K, n): a softmax over rows of few numbers takes twice the time
             total = F.cross_entropy(across, truth[None], reduction="sum")
-        mean = (total + 0.5 * d / SIGNAL * weights.square().sum()) / n
-        mean.backward()
-        return mean
+        return (total + 0.5 * d / SIGNAL * weights.square().sum()) / n  # type: ignore[no-any-return]
 
-    solver = optimizers.without_compiler(torch.optim.LBFGS)(
-        [weights, bias], max_iter=rounds, tolerance_grad=1e-4, history_size=10, line_search_fn="strong_wolfe"
-    )
-    solver.step(loss)
+    optimizers.minimise([weights, bias], loss, rounds, tolerance_grad=1e-4, history_size=10)
 
     def probabilities(rows: Tensor) -> Tensor:
         found = F.linear(rows, weights.detach(), bias.detach()).double()

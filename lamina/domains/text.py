@@ -29,7 +29,7 @@ from lamina.errors import rows as row_words
 from lamina.findings import Finding
 from lamina.nets.textnet import SIZES, TextNet
 from lamina.recipe import Recipe
-from lamina.sources import Columns, Examples, Source
+from lamina.sources import Columns, Examples, Source, formats
 from lamina.sources import open as open_source
 from lamina.splits import spread
 from lamina.targets.base import Target
@@ -48,8 +48,8 @@ DISTINCT = 0.5  # share of its values that differ
 OTHERS = 2  # columns beside them that a table of texts may have
 LOOKED = 2000  # rows that are looked at to find that out
 TOLD, HEAVIEST = 30, 15  # classes, and words that speak for each, in the report
-TABLES = (".csv", ".tsv", ".tab", ".parquet", ".jsonl", ".ndjson", ".json", ".xlsx", ".xls", ".arff", ".feather",
-          ".arrow", ".ipc", ".npz", ".zip", ".gz")  # fmt: skip
+TABLES = (".csv", ".tsv", ".tab", *formats.PARQUET, *formats.ARROW, *formats.LINES, *formats.EXCEL, *formats.ARFF, ".xls",
+          ".npz", ".zip", ".gz")  # fmt: skip
 
 
 @dataclass

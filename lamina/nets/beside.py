@@ -25,7 +25,7 @@ from lamina import optimizers
 MOST = 2000  # numbers of an example
 SHARES = 41  # that are tried, from 0 to 1
 PRIOR = 2.0  # how much rather the net is believed: a share s is as likely beforehand as (1 - s) ** PRIOR
-SIGNAL = 10.0  # prior variance of a line's output over that of its noise, as of the linear baseline
+SIGNAL = 10.0  # prior variance of a linear model's output over that of its noise: a fair penalty at any width
 ROUNDS = (30, 200)  # of L-BFGS, the fewest and the most; in between, as many as `WORK` allows
 WORK = 4e10  # examples x numbers x outputs x rounds: a few seconds of a core
 LEAST = 0.01  # a share below is none
@@ -62,12 +62,13 @@ def settle(net: Any, train: Iterable[Any], valid: Iterable[Any], loss: Loss, num
     beside: Beside = net.beside
     beside.share.zero_()
     with torch.no_grad():
-        features, truth = _together([(net.features(*batch.inputs), batch.truth) for batch in train])
-        asked = [(net(*batch.inputs), net.features(*batch.inputs), batch.truth) for batch in valid]
-    _fit(beside, features, lambda output: loss(output, truth), 1.0 if numbers else 0.5)
+        features, known = _together((net.features(*batch.inputs), batch.truth) for batch in train)
+        answers, others, truth = _together(
+            (net(*batch.inputs), net.features(*batch.inputs), batch.truth) for batch in valid
+        )
+    _fit(beside, features, lambda output: loss(output, known), 1.0 if numbers else 0.5)
     with torch.no_grad():
-        answers, line = torch.cat([answer for answer, _, _ in asked]), beside.line(torch.cat([x for _, x, _ in asked]))
-        truth = torch.cat([truth for _, _, truth in asked])
+        line = beside.line(others)
         shares = torch.linspace(0, 1, SHARES, device=answers.device)
         losses = torch.stack([loss(torch.lerp(answers, line, share), truth) for share in shares])
         likelihood = -len(truth) * (losses.log() / 2 if numbers else losses)
@@ -80,8 +81,9 @@ def settle(net: Any, train: Iterable[Any], valid: Iterable[Any], loss: Loss, num
         return 0.0
 
 
-def _together(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.cat([x for x, _ in parts]).float(), torch.cat([truth for _, truth in parts])
+def _together(parts: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Pieces of columns -> the columns."""
+    return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
 
 def _fit(beside: Beside, features: Tensor, loss: Callable[[Tensor], Tensor], strength: float) -> None:
@@ -92,20 +94,13 @@ def _fit(beside: Beside, features: Tensor, loss: Callable[[Tensor], Tensor], str
     standard = (features - mean) / spread
     weight, bias = (torch.zeros_like(known, requires_grad=True) for known in (beside.weight, beside.bias))
     rounds = int(min(max(ROUNDS[0], WORK / max(1, n * weight.numel())), ROUNDS[1]))
-    solver = optimizers.without_compiler(torch.optim.LBFGS)(
-        [weight, bias], max_iter=rounds, tolerance_grad=1e-5, history_size=10, line_search_fn="strong_wolfe"
-    )
 
     def whole() -> Tensor:
-        weight.grad = bias.grad = None
-        total = loss(standard @ weight + bias) + strength * width / (SIGNAL * n) * weight.square().sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return total
+        return loss(standard @ weight + bias) + strength * width / (SIGNAL * n) * weight.square().sum()
 
-    with torch.enable_grad():
-        if not torch.isfinite(whole()):
-            return
-        solver.step(whole)
+    if not torch.isfinite(whole()):
+        return
+    optimizers.minimise([weight, bias], whole, rounds, tolerance_grad=1e-5, history_size=10)
     with torch.no_grad():
         beside.weight.copy_(weight / spread[:, None])
         beside.bias.copy_(bias - mean @ beside.weight)

@@ -172,7 +172,7 @@ class Tabular(nn.Module):
         self.beside = Beside(features, outputs) if beside and features <= MOST else None
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = []
+        parts, values = [], None
         if self.steps is not None:
             vectors, values = self.steps(x[:, : self.numbers])
             parts.append(vectors)  # (B, N, D)
@@ -188,18 +188,20 @@ class Tabular(nn.Module):
         columns = (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).flatten(1)
         found = self.layers(columns * self.scales[:, None])  # (members, B, columns x D) -> (members, B, hidden)
         answers = torch.baddbmm(self.biases, found, self.heads)  # (members, B, outputs)
-        if self.line is not None:
+        if self.line is not None and values is not None:
             answers = answers + values @ self.apart @ self.line
         if self.training:
             return answers.transpose(0, 1)
         answers = self._mean(answers)
-        return answers if self.beside is None else self.beside(answers, self.features(x))
+        return answers if self.beside is None else self.beside(answers, self.features(x, values))
 
-    def features(self, x: Tensor) -> Tensor:
-        """(B, F): what the line beside it is a function of: numbers, gaps, categories and words, 0 or 1 each."""
+    def features(self, x: Tensor, values: Tensor | None = None) -> Tensor:
+        """(B, F): what the line beside it is a function of: numbers, gaps, categories and words, 0 or 1 each. values: the
+        numbers (B, N), where they are known already."""
         parts, end = [], self.numbers + self.categories
         if self.steps is not None:
-            parts += [self.steps(x[:, : self.numbers])[1], x[:, : self.numbers].isnan().float()]
+            positions = x[:, : self.numbers]
+            parts += [self.steps(positions)[1] if values is None else values, positions.isnan().float()]
         if self.codes is not None:
             places = x[:, self.numbers : end].long() + self.starts
             parts.append(x.new_zeros(x.shape[0], self.codes.num_embeddings).scatter(1, places, 1.0))

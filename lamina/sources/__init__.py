@@ -232,9 +232,11 @@ def no_columns(columns: Columns, asked: Reading, name: str) -> None:
              "split_column": columns.split}  # fmt: skip
     idle = [what for what, given in words.items() if given]
     if idle:
+        from lamina.sources import formats
+
         raise UsageError(
             f"{' and '.join(idle)} would do nothing: {name} has no columns with names.",
-            expected="a table: CSV, Parquet, Arrow, JSON lines, Excel, ARFF, a data frame",
+            expected=f"a table: {formats.KINDS}, a data frame",
             fix="leave it out" if len(idle) == 1 else "leave them out",
         )
     asked.only((), name)

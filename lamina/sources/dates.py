@@ -104,11 +104,9 @@ def parsed(words: Sequence[str | None], style: str) -> np.ndarray:
 
 def _beyond_month(words: Sequence[str | None], values: np.ndarray, style: str) -> list[int]:
     """Places of the 29th, 30th or 31st of a month that has none, which Arrow counts on into the next."""
-    days = (values.astype("datetime64[D]") - values.astype("datetime64[M]")).astype(
-        np.int64
-    )  # from 0; NaT is none of them
+    days = values.astype("datetime64[D]") - values.astype("datetime64[M]")  # from 0
     found = []
-    for place in np.flatnonzero((days >= 0) & (days < 3)).tolist():
+    for place in np.flatnonzero(days < np.timedelta64(3, "D")).tolist():  # of a gap nothing is true
         word = words[place] or ""
         if _LAST.search(word):
             try:

@@ -24,13 +24,10 @@ from lamina.sources.delimited import Reading, Table, clean_names
 TEXT = (".csv", ".tsv", ".tab", ".psv", ".data", ".dat")
 PARQUET, EXCEL, LINES = (".parquet", ".pq"), (".xlsx", ".xlsm"), (".jsonl", ".ndjson", ".json")
 ARROW, ARFF = (".feather", ".arrow", ".ipc"), (".arff",)
+KINDS = "CSV, Parquet, Arrow, JSON lines, Excel, ARFF"
 ENDINGS = (*TEXT, *PARQUET, *ARROW, *EXCEL, *LINES, *ARFF)
-_BINARY = {
-    b"PAR1": "Parquet",
-    b"ARROW1": "Arrow",
-    b"FEA1": "Arrow",
-    b"\xff\xff\xff\xff": "an Arrow stream",
-}  # how they begin
+BINARY = {b"PAR1": "Parquet", b"ARROW1": "Arrow", b"FEA1": "Arrow"}  # how they begin
+_STREAM = b"\xff\xff\xff\xff"  # and one of Arrow's, which only its name makes sure
 _NEEDED = {end: kind for kind, ends in (("Parquet", PARQUET), ("Arrow", ARROW), ("Excel", EXCEL)) for end in ends}
 
 
@@ -41,10 +38,10 @@ def file(path: Path, name: str, asked: Reading) -> Table:
 
 def _file(path: Path, name: str, asked: Reading) -> Table:
     begin = _begin(path)
-    binary = next((kind for first, kind in _BINARY.items() if begin.startswith(first)), None)
-    if binary is not None:
-        return _binary(path, name, asked, binary)
     ending = Path(name.removesuffix(".gz").removesuffix(".bz2").removesuffix(".xz")).suffix.lower()
+    binary = next((kind for first, kind in BINARY.items() if begin.startswith(first)), None)
+    if binary is not None or (begin.startswith(_STREAM) and ending in ARROW):
+        return _binary(path, name, asked, binary or "an Arrow stream")
     if begin.startswith(b"PK\x03\x04") and ending in EXCEL:
         return _excel(path, name, asked)
     if begin.startswith(b"\xd0\xcf\x11\xe0") or ending in _NEEDED:
@@ -58,12 +55,10 @@ def _file(path: Path, name: str, asked: Reading) -> Table:
         asked.only(("encoding", *delimited.OF_CELLS), f"{name}, an ARFF file")
         data, found = delimited.decoded(data, name, asked)
         data, texts = arff.as_csv(data, name)
-        table = delimited.read(
-            data,
-            name,
-            ".csv",
-            replace(asked, encoding="utf-8", separator=",", header=True, quote='"', text=(*asked.text, *texts)),
-        )
+        as_written = replace(
+            asked, encoding="utf-8", separator=",", header=True, quote='"', text=(*asked.text, *texts)
+        )  # fmt: skip
+        table = delimited.read(data, name, ".csv", as_written)
         return replace(table, findings=found + table.findings)
     asked.only(("separator", "encoding", "decimal", "header", "quote", *delimited.OF_CELLS), f"{name}, a text file")
     return delimited.read(data, name, ending, asked)

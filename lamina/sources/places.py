@@ -3,7 +3,7 @@
 In: a path as the user wrote it: of a file or folder, a pattern (`part-*.csv`), or several with the mark of PATH between
 them. Out: a `Source`, which opens again by the same words. Called by `lamina.sources.open`.
 
-    a table             CSV and its kin, Parquet, JSON lines, Excel: `lamina.sources.tables`
+    a table             CSV and its kin, Parquet, Arrow, JSON lines, Excel, ARFF: `lamina.sources.tables`
     a text file         a text a line
     a picture           without an answer
     a folder            of any of these: `lamina.sources.folders`
@@ -78,8 +78,7 @@ def one(path: Path, name: str, columns: Columns, asked: Reading) -> Source:
     else:
         raise UsageError(
             f"{name} is not a kind of file that can be opened here.",
-            expected="a table (CSV, Parquet, Arrow, JSON lines, Excel, ARFF), a text, a picture, an archive or folder of "
-            "those, an .npz file or IDX files",
+            expected=f"a table ({formats.KINDS}), a text, a picture, an archive or folder of those, an .npz file or IDX files",
             fix="read it yourself and give the arrays: (x, y)",
         )
     no_columns(columns, asked, name)
@@ -128,7 +127,7 @@ def kind(path: Path) -> str:
     name = path.name.lower()
     if name.endswith(".npz"):
         return "npz"
-    if name.endswith(formats.EXCEL) or head.startswith((b"PAR1", b"ARROW1", b"\xd0\xcf\x11\xe0")):
+    if name.endswith(formats.EXCEL) or head.startswith((*formats.BINARY, b"\xd0\xcf\x11\xe0")):
         return "table"
     if head.startswith(b"PK\x03\x04") or head.startswith(b"PK\x05\x06") or head[257:262] == b"ustar":
         return "archive"

@@ -475,9 +475,7 @@ def open_inputs(
         paths = places.expanded(path)
         wrong = next((place for place in paths if places.kind(place) not in ("table", "text")), None)
         if wrong is not None:
-            raise UsageError(
-                f"{wrong} is no table.", expected="CSV, Parquet, JSON lines or Excel, or a pattern of those"
-            )
+            raise UsageError(f"{wrong} is no table.", expected=f"{formats.KINDS}, or a pattern of those")
         table = joined([formats.file(place, str(place), asked) for place in paths])
     if not set(names) & set(table.names) and len(names) == len(table.names) and _header_missing(table):
         table = replace(table, names=list(names))  # rows without a line of names, as many columns as are wanted

@@ -365,19 +365,14 @@ def temperature(logits: Tensor, truth: Tensor) -> float:
     """
     logits = logits.detach().double()
     shift = torch.zeros((), dtype=torch.float64, requires_grad=True)  # log T
-    solver = optimizers.without_compiler(torch.optim.LBFGS)([shift], max_iter=50, line_search_fn="strong_wolfe")
 
     def surprise() -> Tensor:
-        solver.zero_grad()
-        fit = F.cross_entropy(logits / shift.exp(), truth, reduction="sum")
-        total = fit + (shift / SPREAD).square() / 2
-        total.backward()
-        return total.detach()
+        return F.cross_entropy(logits / shift.exp(), truth, reduction="sum") + (shift / SPREAD).square() / 2
 
-    before = float(surprise())
-    solver.step(surprise)
+    before = float(surprise().detach())
+    optimizers.minimise([shift], surprise, 50)
     found = float(shift.detach().exp())
-    return found if float(surprise()) < before and np.isfinite(found) else 1.0
+    return found if float(surprise().detach()) < before and np.isfinite(found) else 1.0
 
 
 TARGET = Classes
