@@ -50,6 +50,7 @@ class Progress:
         self.batch = 0  # within the epoch, counted from 0
         self.epoch_end = False
         self.eager = ""  # at the end of an epoch: why steps are not recorded
+        self.compiled = ""  # then too: how it went, where torch was to compile the net
         self.scores: dict[str, float] = {}  # filled by the caller, after validation
         self.incident: dict[
             str, Any
@@ -154,8 +155,9 @@ def learn(
     clip_norm, clip_value: of all gradients together, of each; 0 for none. accumulate: batches a step, weighted by their
     counts, so that the step equals that of the big batch; the last window of an epoch is as short as it comes.
     precision: fp32, bf16 or fp16 (with loss scaling). ema: `torch.optim.swa_utils.AveragedModel`, updated after each step.
-    compile: "auto" replays a recording of the step where that gives the same bits, "on" insists, "off" never does (see
-    `lanes`). strict: no other order of sums than that of the plain loop, which matters to clip_norm.
+    compile: "auto" replays a recording of the step where that gives the same bits, and on a GPU has torch compile a net
+    where that pays; "on" insists on both, "off" does neither (see `lanes`). strict: no other order of sums than that of
+    the plain loop, which matters to clip_norm.
     state: a `TrainState` to go on from; without it learning starts from the beginning.
     lane: how steps are made, where that was decided before; else it is decided here.
 
@@ -219,8 +221,9 @@ def learn(
     if state.loss_sum is None:
         state.loss_sum = torch.zeros((), device=device)
     if lane is None:
+        left = None if planned is None else planned - state.step
         lane = Lane(net, objective, optimizer, penalty=penalty, autocast=autocast, scaled=scaler is not None,
-                    compile=compile, strict=strict)  # fmt: skip
+                    compile=compile, strict=strict, steps=left)  # fmt: skip
     if accumulate == 1 and scaler is None and hasattr(batches, "reuse"):
         batches.reuse = True
     before = _Before(net, device)
@@ -299,7 +302,7 @@ def learn(
                 state.batch += len(window)
                 if last:
                     state.epoch, state.batch = state.epoch + 1, 0
-                    progress.scores, progress.eager = {}, lane.words
+                    progress.scores, progress.eager, progress.compiled = {}, lane.words, lane.compiled
                     if scaler is not None and scaler.get_scale() < _LEAST_SCALE:
                         raise Diverged(
                             f"Gradients in fp16 overflow whatever their scale, which has come down to {scaler.get_scale():g}.",

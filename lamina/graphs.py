@@ -12,6 +12,7 @@ Whether a function may be captured, `tape.record` has said before: it sees whoev
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -49,3 +50,17 @@ class Graph:
     def replay(self) -> None:
         """Do it again."""
         self._graph.replay()
+
+    def seconds(self, times: int = 5) -> float:
+        """How long it takes; as often as this it is done."""
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(times):
+            self._graph.replay()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - began) / times
+
+    def close(self) -> None:
+        """Give its memory back. It cannot be replayed any more."""
+        self._graph.reset()
+        self.given = []

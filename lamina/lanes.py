@@ -19,6 +19,7 @@ recorded anew.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lamina import compiling, machine, purity, quicker, rewrites, tape
 from lamina import flat as flats
-from lamina import purity, quicker, rewrites, tape
 from lamina.batches.batch import Batch, prepared
 from lamina.errors import UsageError
 from lamina.graphs import Graph
@@ -39,6 +40,8 @@ _OFTEN = 32  # batches of a shape, before a step is captured that nobody asked t
 _NEAR = 1e-3  # of the largest number, on such a device: there, sums are made in any order
 _SHAPES = 4  # recordings at most: data that always come in other shapes are not for recording
 _CHECK = 2000  # replays after which the first step of an epoch is compared with an eager one
+_COMPILED = 0.02  # the same of a running mean, where torch has compiled the net
+_QUICKER = 0.97  # of the time of a step, at most, for it to be kept
 _AGAIN = 8  # new recordings at most, because the net was changed from outside
 _ENGINE = getattr(torch.autograd.Variable, "_execution_engine", None)  # autograd's, where this torch has it there
 
@@ -92,6 +95,7 @@ class _Recording:
     tape: tape.Tape | Graph
     used: list[Tensor]  # the parameters that get gradients
     count: Any  # what the loss's mean is over: a number, None, or a tensor of the tape
+    compiled: bool = False  # by torch
     rest: Graph | None = None  # on a GPU, what follows the gradients
     settings: list[Any] = field(default_factory=list)  # of the optimiser, as they are in `rest`
     confirmed: bool = False  # a second batch went the same way
@@ -115,12 +119,18 @@ class Lane:
         scaled: bool = False,
         compile: str = "auto",
         strict: bool = False,
+        steps: int | None = None,
     ):
+        """steps: how many are to come, where somebody knows."""
         self.net, self.objective, self.optimizer, self.penalty = net, objective, optimizer, penalty
         self.autocast = autocast if autocast is not None else contextlib.nullcontext()
         self.flat: flats.Flat | None = None
         self.words = ""  # why steps are eager, where they are
+        self.compiled = ""  # how it went, where the net was to be compiled
         self._asked, self._strict = compile, strict
+        self._steps, self._counted = steps, 0
+        self._compiles = not strict and compile != "off"  # on a GPU, where that pays
+        self._compiled_net: nn.Module | None = None
         self._recordings: dict[Any, _Recording] = {}
         self._sightings: dict[Any, int] = {}
         self._again = 0
@@ -132,6 +142,7 @@ class Lane:
         self._flattens = not scaled
         elsewhere = next((p.device for p in self.parameters if p.device.type != "cpu"), None)
         self._device = "cpu" if elsewhere is None else elsewhere.type
+        self._near = _NEAR if self._device in _CAPTURED and not strict else 0.0
         self._quicker = compile != "off" and not strict and elsewhere is None and quicker.concerns(net)
         self._small = 0  # examples: no batch up to this has a kernel that is worth replacing
         self._joined = False  # the gradients of the step lie in `flat.gradient`
@@ -149,6 +160,7 @@ class Lane:
     def gradients(self, batch: Batch) -> Gradients:
         """Loss and gradients of a batch. The gradients are in every parameter's `grad`, or missing where it has none."""
         self._look_round()
+        self._counted += 1
         tensors = _tensors(batch) if self.recorded else None
         if tensors is None:
             return self._eager(batch)
@@ -273,10 +285,10 @@ class Lane:
             self._join([p.grad for p in used])  # type: ignore[misc]
         return value.detach(), full.detach(), count
 
-    def _losses(self, batch: Any) -> Gradients:
-        """The loss, the loss with penalties, and what its mean is over; not detached."""
-        with self.autocast:
-            value, count = self.objective(self.net, batch)
+    def _losses(self, batch: Any, net: nn.Module | None = None, autocast: Any = None) -> Gradients:
+        """The loss, the loss with penalties, and what its mean is over; not detached. net, autocast: in place of the own."""
+        with self.autocast if autocast is None else autocast:
+            value, count = self.objective(self.net if net is None else net, batch)
             return value, value + self.penalty(self.net) if self.penalty is not None else value, count
 
     def _lay_flat(self) -> bool:
@@ -340,15 +352,61 @@ class Lane:
             found = self._again_recorded(still, found)
             before.restore()
             self._replayed(found)
-            self._compare(found.tape.given, wanted, after)
+            self._compare(found, wanted, before, after)
         except Exception as error:
             after.restore()
             self._show_again(wanted[-len(gradients) :])
-            self._give_up(str(error) if isinstance(error, tape.Unrecordable) else _words(error))
+            if found is not None and found.compiled:
+                self._compile_no_more(key, _words(error))
+            else:
+                self._give_up(_words(error))
             return step
         found.replays, self._places = 0, self._guard.places()
         self._recordings[key] = found
+        if found.confirmed and not found.compiled and self._compiles and isinstance(found.tape, Graph):
+            self._compile(key, found, wanted, before, after)
+            after.restore()
+            self._show_again(wanted[-len(gradients) :])
         return step
+
+    def _compile(self, key: Any, found: _Recording, wanted: list[Tensor], before: _Kept, after: _Kept) -> None:
+        """Have torch compile the net for batches like this one, where that was asked for or pays."""
+        assert isinstance(found.tape, Graph)
+        plain = found.tape.seconds()
+        if self._asked != "on":
+            if self._steps is None:
+                return
+            share = self._sightings[key] / sum(self._sightings.values())
+            if not compiling.pays((self._steps - self._counted) * share * plain, len(found.flow)):
+                return
+        began = time.perf_counter()
+        found.tape.close()  # there may be no memory for both
+        try:
+            if self._compiled_net is None:
+                self._compiled_net = compiling.Compiled(self.net)
+            net = self._compiled_net
+            before.restore()
+            found.tape = Graph(lambda: _given(*self._differentiated(found.batch, net)), self._places_of(wanted))
+            found.compiled, found.rest = True, None
+            before.restore()
+            self._replayed(found)
+            self._compare(found, wanted, before, after)
+            seconds = found.tape.seconds()
+            if self._asked != "on" and seconds > _QUICKER * plain:
+                raise tape.Unrecordable(f"is no quicker: {_pace(seconds, plain)}")
+        except Exception as error:
+            self._compile_no_more(key, _words(error, "compiling"))
+        else:
+            took = time.perf_counter() - began
+            self.compiled = f"the net was compiled in {took:.0f} s: {_pace(seconds, plain)}"
+
+    def _compile_no_more(self, key: Any, why: str) -> None:
+        """Forget a compiled step. The next batches of its shape are recorded again, from the net itself."""
+        if self._asked == "on":
+            raise UsageError(f"compile is on, and the compiled net is of no use: it {why}.", fix="compile=auto, or off")
+        self._compiles, self._compiled_net = False, None
+        self.compiled = f"the net is not compiled: it {why}"
+        self._recordings.pop(key, None)
 
     def _again_recorded(self, still: _Still, found: _Recording | None) -> _Recording:
         operations, (value, full, count, gradients) = tape.record(
@@ -370,16 +428,32 @@ class Lane:
         found.confirmed = True
         return found
 
-    def _compare(self, found: Sequence[Tensor], wanted: Sequence[Tensor], after: _Kept) -> None:
+    def _compare(self, found: _Recording, wanted: Sequence[Tensor], before: _Kept, after: _Kept) -> None:
         """Raises Unrecordable where a replay differs from the eager step, with the name of what differs first."""
+        given, first = found.tape.given, len(wanted) - len(found.used)
+        if found.compiled:
+            near, what = _COMPILED, "is less exact when it is compiled"
+            held = after.holds(near)
+            before.restore()
+            with machine.full_precision(), torch.autocast(self._device, enabled=False):
+                exact = _given(*self._differentiated(found.batch, autocast=contextlib.nullcontext()))
+            after.restore()
+            differs = compiling.differs(given, wanted, exact, first)
+        else:
+            near, what = self._near, "gives other bits when it is replayed"
+            held = after.holds(near)
+            pairs = enumerate(zip(given, wanted, strict=True))
+            differs = next((number for number, (a, b) in pairs if not _same(a, b, near)), None)
+        if differs is not None or not held:
+            where = "a buffer or a generator" if differs is None else self._name(differs, first)
+            raise tape.Unrecordable(f"{what}, in {where}")
+
+    def _name(self, number: int, first: int) -> str:
+        """Of what a step gives, of which gradients are from the first on."""
+        if number < first:
+            return ("the loss", "the loss with its penalties", "what the loss is a mean of")[number]
         names = {id(p): f"the gradient of {name}" for name, p in self.net.named_parameters()}
-        used = self._used or []
-        names_of = ["the loss", "the loss with its penalties", "what the loss is a mean of"][: len(wanted) - len(used)]
-        names_of += [names.get(id(p), "the gradient of a parameter outside the net") for p in used]
-        near = _NEAR if self._device in _CAPTURED and not self._strict else 0.0
-        differs = next((n for n, a, b in zip(names_of, found, wanted, strict=True) if not _same(a, b, near)), "")
-        if differs or not after.holds(near):
-            raise tape.Unrecordable(f"gives other bits when it is replayed, in {differs or 'a buffer or a generator'}")
+        return names.get(id((self._used or [])[number - first]), "the gradient of a parameter outside the net")
 
     def _show_again(self, gradients: list[Tensor]) -> None:
         """The gradients of an eager step, which a replay has written over."""
@@ -388,8 +462,10 @@ class Lane:
         else:
             self._show(gradients)
 
-    def _differentiated(self, still: _Still) -> tuple[Tensor, Tensor, Any, Sequence[Tensor | None]]:
-        value, full, count = self._losses(still.ready())
+    def _differentiated(
+        self, still: _Still, net: nn.Module | None = None, autocast: Any = None
+    ) -> tuple[Tensor, Tensor, Any, Sequence[Tensor | None]]:
+        value, full, count = self._losses(still.ready(), net, autocast)
         gradients = torch.autograd.grad(full, self.parameters, allow_unused=True)
         return value.detach(), full.detach(), count, gradients  # nothing of autograd's is left for a capture to meet
 
@@ -404,14 +480,18 @@ class Lane:
         gradients: Sequence[Tensor | None],
     ) -> _Recording:  # fmt: skip
         kept = _given(value, full, count, gradients)
-        first = len(kept) - len(self._used or [])
-        places = dict(enumerate(self.flat.gradients if self.flat is not None else [], first))
+        places = self._places_of(kept)
         made: tape.Tape | Graph
         if self._device in _CAPTURED:
             made = Graph(lambda: _given(*self._differentiated(still)), places)
         else:
             made = tape.Tape(rewrites.rewritten(operations, set(map(tape.storage, kept))), kept, places)
         return _Recording(still, flow, made, self._used or [], count)
+
+    def _places_of(self, given: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Where the gradients among what a step gives lie flat, by their number."""
+        gradients = self.flat.gradients if self.flat is not None else []
+        return dict(enumerate(gradients, len(given) - len(gradients)))
 
     def _replayed(self, found: _Recording) -> Gradients:
         found.tape.replay()
@@ -527,9 +607,16 @@ def _written(operations: Sequence[tape.Operation]) -> set[int]:
     return found
 
 
-def _words(error: Exception) -> str:
+def _words(error: Exception, doing: str = "recording") -> str:
+    if isinstance(error, tape.Unrecordable):
+        return str(error)
     first = (str(error) or type(error).__name__).strip().splitlines()[0]
-    return f"recording it fails ({type(error).__name__}: {first})"
+    return f"{doing} it fails ({type(error).__name__}: {first})"
+
+
+def _pace(seconds: float, before: float) -> str:
+    now, then = (f"{1000 * s:.3g}" if s < 0.9995 else f"{1000 * s:,.0f}" for s in (seconds, before))
+    return f"{now} ms a step, {then} before"
 
 
 def _all_the_same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

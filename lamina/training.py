@@ -651,12 +651,15 @@ def _sound(job: Job, learning: _Learning) -> None:
         _tell_incidents(job, learning, learning.recovery.sound())
 
 
-def _tell_eager(job: Job, why: str) -> None:
-    """Steps that were to be recorded, and are not."""
-    facts = job.facts.get("step", {})
+def _tell_step(job: Job, progress: engine.Progress) -> None:
+    """Steps that were to be recorded, and are not; a net that was compiled, or is not."""
+    facts, why = job.facts.get("step", {}), progress.eager
     if why and (facts.get("recorded") or facts.get("captured")):
         facts.update(recorded=False, captured=False, why=why)
         job.screen.findings([("note", f"steps are eager from here: {why}", "")])
+    if progress.compiled != facts.get("compiled", ""):
+        facts["compiled"] = progress.compiled
+        job.screen.findings([("note", progress.compiled, "")])
 
 
 def _tell_aside(job: Job, state: states.TrainState, history: History, index: int, reason: str) -> None:
@@ -737,7 +740,7 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
 
         # Validate.
         if progress.epoch_end:
-            _tell_eager(job, progress.eager)
+            _tell_step(job, progress)
             unchanged.look(progress.epoch)
             _sound(job, learning)
             progress.scores = {"train/loss": progress.mean_loss}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import lamina
-from lamina import augment, engine, lanes, optimizers
+from lamina import augment, devices, engine, lanes, optimizers
 from lamina.batches import Batches
 from lamina.keyed import Key
 
@@ -172,7 +172,8 @@ def trained(optimizer, compile, *, kind=Norm, rows=330, body=None, epochs=4, bad
     optimizer = OPTIMIZERS[optimizer](module.parameters())
     batches = Batches(x, y, batch_size=32, device="cuda")
     objective = engine.supervised(nn.CrossEntropyLoss())
-    lane = lanes.Lane(module, objective, optimizer, compile=compile)
+    autocast = devices.autocast(torch.device("cuda"), settings.get("precision", "fp32"))
+    lane = lanes.Lane(module, objective, optimizer, compile=compile, autocast=autocast)
     sums = []
     for progress in engine.learn(module, batches, objective=objective, optimizer=optimizer, epochs=epochs, lane=lane,
                                  compile=compile, **settings):  # fmt: skip
@@ -217,6 +218,24 @@ def test_a_captured_step_that_is_not_finite_changes_nothing(optimizer, compile):
     assert all(np.isfinite(sums)) and lane.recorded == (compile == "auto")
     if optimizer == "adam":
         assert {float(state["step"]) for state in made.state.values()} == {40.0}  # of 44
+
+
+@pytest.mark.parametrize("kind", [Norm, lambda: nn.Sequential(Norm(), nn.Dropout(0.4), nn.GELU(), nn.Linear(3, 3))])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_net_learns_as_the_eager_one(kind, precision):
+    some, sums, lane, _ = trained("adam", "on", kind=kind, rows=320, precision=precision, body=slower)
+    others, eager_sums, *_ = trained("adam", "off", kind=kind, rows=320, precision=precision, body=slower)
+    assert lane.recorded and lane.compiled.startswith("the net was compiled"), (lane.words, lane.compiled)
+    assert sums == pytest.approx(eager_sums, rel=2e-3 if precision == "fp32" else 2e-2)
+    if precision == "fp32":
+        assert_near(some, others)
+
+
+def test_the_story_compiles_what_it_was_told_to(tmp_path):
+    run = lamina.train("digits", net="convnet", device="cuda", compile="on", epochs=4, runs=tmp_path, quiet=True)
+    facts = json.loads((run.folder / "run.json").read_text())["step"]
+    assert facts["compiled"].startswith("the net was compiled") and run.headline.value > 0.9
+    assert abs(run.evaluate(device="cpu")[0]["value"] - run.headline.value) < 0.01
 
 
 def test_auto_captures_what_comes_often(monkeypatch):

@@ -35,7 +35,7 @@ ORDER = [
     "domains evaluate",
     "data state history",
     "run fingerprints",
-    "purity tape tracing divergence rewrites graphs flat lanes trial ondevice engine watchers recovery determinism "
+    "purity tape tracing divergence rewrites graphs flat compiling lanes trial ondevice engine watchers recovery determinism "
     "baselines explain report bundle export serve",
     "finder unlabelled",
     "job asking",

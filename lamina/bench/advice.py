@@ -94,6 +94,9 @@ def _candidates(job: Job, now: Pace, parts: dict[str, float], count: int, most: 
         found.append(_Candidate("--no-strict", words, {"strict": False}, channels_last=layout))
     if recipe.compile == "off":
         found.append(_Candidate("--compile auto", "compile is off", {"compile": "auto"}))
+    elif job.device.type == "cuda" and recipe.compile != "on" and not recipe.strict:
+        words = "the net compiled by torch, whose time to compile is not in this figure"
+        found.append(_Candidate("--compile on", words, {"compile": "on"}))
 
     # Loading.
     loading = f"loading takes {100 * share['load']:.0f} %"

@@ -1,0 +1,79 @@
+"""A net compiled by torch, for a GPU: what lies between its products in few kernels, where eager steps have one each.
+
+In: a net, and what a step of it gives in three ways. Out: `Compiled`, which computes what the net does on the same parameters;
+`differs`, whether a step may be made that way; `pays`, whether that is worth its time.
+
+A recording replays the kernels of the eager step and has its bits. A compiled net has other kernels, which add up in another
+order and round less often, so that it cannot be asked for the same bits. What it must not be is less exact than the eager
+step; and since compilers err (torch 2.13 on a CPU gives no gradients to the first layers of some convnets), each gradient is
+held against that of the eager step and against float32's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_SAVED = 0.15  # of a step, at least, where compiling saves something
+_EVERY = 0.15  # seconds to compile what stems from one recorded operation
+_LEAST = 10.0  # seconds to compile anything
+_TIMES = 1.5  # as far from float32 as the eager step is, a gradient may be
+_NOISE = 4.0  # the same where the eager gradient is rounding alone: chance has more room there
+_NEAR = 0.01  # of a gradient's norm: always near enough
+_SMALL = 1e-3  # of the norm that a gradient of its size has on average: always small enough
+_FAR = 0.75  # of the norm of the eager step's gradient: never near enough
+
+
+class Compiled(nn.Module):
+    """Stands in a net's place, and leaves no mark on it. It is compiled when it is called, anew for each shape; random masks
+    are those of the net, number by number."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+        self.forward = torch.compile(net.forward, dynamic=False, options={"fallback_random": True})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("net"), name)
+
+
+def pays(seconds: float, operations: int) -> bool:
+    """Whether compiling a step of so many recorded operations is worth it, with so many seconds of such steps to come."""
+    return _SAVED * seconds > 2 * (_LEAST + _EVERY * operations)
+
+
+def differs(found: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor], first: int = 1) -> int | None:
+    """Which of a step's tensors is further from the exact one than the eager step's own roundings explain: the first; or none.
+
+    found, eager, exact: what a step of the compiled net gives, of the net, and of the net in float32: losses, and from number
+    `first` on gradients; of the same shapes. With norms over all of a tensor, and `usual` the norm that as many numbers of an
+    average gradient have (0 for a loss), each must fulfil
+
+        |found - exact| <= 1.5 |eager - exact| + 0.01 |exact| + 0.001 usual
+        |found - eager| <= 0.75 |eager|        + 0.01 |exact| + 0.001 usual
+
+    A gradient that is nothing but rounding (of a bias before a normalisation, say) has |exact| < |eager| / 2: then 4 stands
+    in place of 1.5, and the second line is not asked for.
+    """
+    with torch.no_grad():
+        triples = [[t.detach().double() for t in three] for three in zip(found, eager, exact, strict=True)]
+        norm = torch.linalg.vector_norm
+        norms = torch.stack([
+            torch.stack([norm(a - c), norm(b - c), norm(a - b), norm(b), norm(c)]) for a, b, c in triples
+        ]).cpu()  # fmt: skip
+    counts = torch.tensor([float(t.numel()) for t in eager], dtype=norms.dtype)
+    usual = (norms[first:, 4].square().sum() / counts[first:].sum()).sqrt() * counts.sqrt()
+    usual[:first] = 0.0
+    off, own, apart, size, truth = norms.unbind(1)
+    allowed = _NEAR * truth + _SMALL * usual
+    noise = truth < size / 2
+    right = off <= torch.where(noise, _NOISE, _TIMES) * own + allowed
+    right &= noise | (apart <= _FAR * size + allowed)
+    wrong = (~right).nonzero().flatten()  # numbers that are not finite are not right either
+    return int(wrong[0]) if len(wrong) else None
