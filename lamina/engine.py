@@ -338,15 +338,17 @@ class _Before:
 
     def __init__(self, net: nn.Module, device: torch.device):
         self.buffers = [buffer.detach() for buffer in net.buffers() if buffer.numel() <= 1 << 20]
-        self._values = [buffer.clone() for buffer in self.buffers]
+        kinds = dict.fromkeys((buffer.dtype, buffer.device) for buffer in self.buffers)
+        groups = [[b for b in self.buffers if (b.dtype, b.device) == kind] for kind in kinds]
+        self._groups = [(group, _joined(group)) for group in groups]  # each group's values in one tensor
         self._device = device if device.type == "cuda" else None
 
     def keep(self) -> None:
         self._generator = torch.get_rng_state()
         if self._device is not None:
             self._on_device = torch.cuda.get_rng_state(self._device)
-        if self.buffers:
-            torch._foreach_copy_(self._values, self.buffers)
+        for group, values in self._groups:
+            _joined(group, values)
 
     def rewind(self) -> None:
         """The generators as they were: what is made again draws the same numbers."""
@@ -356,8 +358,15 @@ class _Before:
 
     def put_back(self, where: Tensor | None = None) -> None:
         """The buffers as they were; with `where`, a number on the device, only if that is not 0."""
-        for buffer, value in zip(self.buffers, self._values, strict=True):
-            buffer.copy_(value if where is None else torch.where(where > 0, value, buffer))
+        for group, values in self._groups:
+            chosen = values if where is None else torch.where(where > 0, values, _joined(group))
+            parts = chosen.split([buffer.numel() for buffer in group])
+            torch._foreach_copy_(group, [part.view(b.shape) for part, b in zip(parts, group, strict=True)])
+
+
+def _joined(tensors: list[Tensor], out: Tensor | None = None) -> Tensor:
+    """All numbers of some tensors in one: (n,)."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors], out=out)
 
 
 @dataclass

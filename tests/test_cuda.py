@@ -189,6 +189,12 @@ def assert_near(some, others):
         assert torch.allclose(value.float(), others[name].float(), rtol=2e-3, atol=2e-4), name
 
 
+def answers(kind, weights):
+    net = kind()
+    net.load_state_dict(weights)
+    return net.eval()(torch.from_numpy(examples(50)[0])).detach()
+
+
 def slower(progress):
     progress.optimizer.param_groups[0]["lr"] *= 0.99
 
@@ -227,8 +233,9 @@ def test_a_compiled_net_learns_as_the_eager_one(kind, precision):
     others, eager_sums, *_ = trained("adam", "off", kind=kind, rows=320, precision=precision, body=slower)
     assert lane.recorded and lane.compiled.startswith("the net was compiled"), (lane.words, lane.compiled)
     assert sums == pytest.approx(eager_sums, rel=2e-3 if precision == "fp32" else 2e-2)
-    if precision == "fp32":
-        assert_near(some, others)
+    if precision == "fp32":  # a bias before a normalisation gets gradients that are rounding alone, and has no say
+        left, right = (answers(kind, weights) for weights in (some, others))
+        assert torch.allclose(left, right, atol=5e-3)
 
 
 def test_the_story_compiles_what_it_was_told_to(tmp_path):
