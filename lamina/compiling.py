@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 _SAVED = 0.15  # of a step, at least, where compiling saves something
-_EVERY = 0.06  # seconds to compile what stems from one recorded operation (a ResNet-18: 15 to 27 s in all, beside an H100)
+_EVERY = (
+    0.06  # seconds to compile what stems from one recorded operation (a ResNet-18: 15 to 27 s in all, beside an H100)
+)
 _LEAST = 8.0  # seconds to compile anything
 _TIMES = 1.5  # as far from float32 as the eager step is, a gradient may be
 _NOISE = 4.0  # the same where the eager gradient is rounding alone: chance has more room there
