@@ -177,6 +177,11 @@ class Lane:
         self._made = found
         return self._replayed(found)
 
+    @property
+    def settled(self) -> bool:
+        """Whether steps are made as they will be from here, as far as can be seen."""
+        return not self.recorded or any(found.confirmed for found in self._recordings.values())
+
     def update(self, found: Tensor | None = None) -> None:
         """Apply the gradients as the optimiser does. found: a number on a GPU; where it is not 0, nothing happens, if the
         optimiser's kernels are fused."""

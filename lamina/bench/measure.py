@@ -40,7 +40,9 @@ def measure_run(
     with Company() as company, machine.ready(bool(job.recipe.strict), count):
         notes = [_LOSS.format(run.facts["loss"].get("class"))] if step.loss_is_lost(run, loss) else []
         notes += [] if step.filled(job, seconds / 3) else [_CACHE]
-        rate = product_rate(job.device, precision, most, seconds / 30)
+        in_tf32 = job.device.type == "cuda" and precision == "fp32" and torch.backends.cuda.matmul.allow_tf32
+        kind = "tf32" if in_tf32 else precision
+        rate = product_rate(job.device, kind, most, seconds / 30)
         now = step.pace(job, seconds / 5, watched=True)
         apart = parts.parts(job, seconds / 5)
         extra = parts.between(job, now.seconds, seconds / 15)
@@ -55,6 +57,7 @@ def measure_run(
     floor = {
         "gflop": work / 1e9,
         "gflops": rate / 1e9,
+        "kind": kind,
         "milliseconds": 1000 * work / rate,
         "share": work / rate / a_step,
         "uncounted": parts.uncounted(job.net),

@@ -24,7 +24,7 @@ from lamina import recipe as recipes
 from lamina import state as states
 from lamina.batches import Batch, keeping_generators
 from lamina.bench.clock import per_call, wait
-from lamina.bench.step import Copy, changed, copied, lane_of
+from lamina.bench.step import PATIENCE, Copy, changed, copied, lane_of
 from lamina.job import Job
 
 PARTS = ("load", "prepare and augment", "forward", "backward", "forward and backward", "update")  # in their order
@@ -71,12 +71,13 @@ def _of_lane(job: Job, mine: Copy, seconds: float) -> Marks:
     if hasattr(mine.walk, "reuse"):
         mine.walk.reuse = True
     marks: list[dict[str, float]] = []
-    lasting, began, epoch = False, time.perf_counter(), 0
+    lasting, began, epoch, early = False, time.perf_counter(), 0, 0
     try:
         while not _enough(marks, began, seconds):
             spent = _Spent(job.device)
             for batch in mine.walk.epoch(epoch):
                 spent.on("load")
+                settled, early = lane.settled or early >= PATIENCE, early + 1
                 lane.gradients(batch)
                 spent.on("forward and backward")
                 lane.clip(job.recipe.clip_value or 0.0, job.recipe.clip_norm or 0.0)
@@ -84,7 +85,8 @@ def _of_lane(job: Job, mine: Copy, seconds: float) -> Marks:
                 if average is not None:
                     average.update_parameters(mine.net)
                 spent.on("update")
-                marks.append(spent.by)
+                if settled:
+                    marks.append(spent.by)
                 lasting = getattr(batch, "lasting", False)
                 if _enough(marks, began, seconds):
                     break
@@ -245,6 +247,10 @@ def _some_of(job: Job, net: nn.Module, walk: Any, seconds: float) -> float:
                 if time.perf_counter() - began > seconds:
                     return
 
+    if job.device.type != "cpu":  # the first time, kernels are chosen
+        job.data.domain.validate(net, Some(), job.data.target, job.loss)
+        wait(job.device)
+        Some.count = 0
     began = time.perf_counter()
     job.data.domain.validate(net, Some(), job.data.target, job.loss)
     wait(job.device)

@@ -31,6 +31,7 @@ from lamina.lanes import Lane
 from lamina.run import Run
 from lamina.watchers.screen import Screen
 
+PATIENCE = 64  # steps after which a lane that has not settled is measured as it is
 _LEAST = 10_000  # steps that are planned at least, so that short runs can be measured too
 
 
@@ -147,7 +148,7 @@ def pace(job: Job, seconds: float = 2.0, *, walk: Any = None, watched: bool = Fa
         watchers.append(Screen(stream=io.StringIO()))
     rounds: list[float] = []  # seconds a step
     examples = steps = 0
-    watching, lane = 0.0, ""
+    watching, lane, planned = 0.0, "", _planned(job, mine.walk)
     with keeping_generators(), jobs.memory_in_words():
         end = time.perf_counter() + seconds
         settled = time.perf_counter() + seconds / 3
@@ -155,7 +156,7 @@ def pace(job: Job, seconds: float = 2.0, *, walk: Any = None, watched: bool = Fa
             before, began, in_round = -1.0, 0.0, 0
             way = lane_of(job, mine)
             for progress in engine.learn(
-                mine.net, mine.walk, optimizer=mine.optimizer, epochs=None, steps=_planned(job, mine.walk),
+                mine.net, mine.walk, optimizer=mine.optimizer, epochs=None, steps=planned,
                 schedule=mine.schedule, lane=way, **mine.options,
             ):  # fmt: skip
                 asked = time.perf_counter()
@@ -163,7 +164,7 @@ def pace(job: Job, seconds: float = 2.0, *, walk: Any = None, watched: bool = Fa
                     watch(progress)
                 now = time.perf_counter()
                 if before < 0.0:  # settling down
-                    if progress.step >= 2 and now >= settled:
+                    if progress.step >= (2 if way.settled else min(PATIENCE, planned - 1)) and now >= settled:
                         wait(job.device)
                         before, began, in_round = float(progress.examples), time.perf_counter(), 0
                     continue

@@ -91,7 +91,7 @@ def _headline(found: dict[str, Any]) -> Iterator[str]:
     if floor:
         yield (
             f"  {100 * floor['share']:.0f} % of the speed of the floor: its products, {floor['gflop']:.3g} GFLOP a step, "
-            f"take {floor['milliseconds']:.3f} ms at this machine's {floor['gflops']:,.0f} GFLOP/s ({found['precision']})"
+            f"take {floor['milliseconds']:.3f} ms at this machine's {floor['gflops']:,.0f} GFLOP/s ({floor['kind']})"
         )
         if floor["uncounted"]:
             yield f"  not counted: {', '.join(floor['uncounted'])}, so the floor is too low"
