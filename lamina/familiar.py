@@ -129,8 +129,8 @@ def _signs(width: int, device: torch.device) -> Tensor:
 def distance(x: Tensor, factor: Tensor, means: Tensor) -> Tensor:
     """(B, E) -> (B,): to the nearest of the whitened means (K, E)."""
     white = x @ factor
-    apart = (white * white).sum(1, keepdim=True) - 2 * white @ means.T + (means * means).sum(1)
-    return apart.amin(1).clamp(min=0).sqrt()
+    apart = torch.addmm((means * means).sum(1)[:, None], means, white.T, alpha=-2)  # (K, B), less the length of `white`
+    return torch.linalg.vector_norm(white, dim=1).square_().add_(apart.amin(0)).clamp_(min=0).sqrt_()
 
 
 # --- Learning what is familiar ----------------------------------------------------------------------------------------
