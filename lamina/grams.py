@@ -21,6 +21,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from lamina.distinct import distinct
+
 LETTERS = 16  # letters looked at for each word that a text may have
 LONGEST = 40  # letters of a word: what is longer is cut into pieces of this length
 PIECES = (2, 6)  # the shortest and longest piece, in letters; the end of a word counts as one
@@ -122,9 +124,9 @@ def learn(
     place = np.zeros(len(names) + 1, np.int64)
     place[order] = np.arange(1, len(order) + 1)
     codes, of_texts = _pairs(place[found.flat_words], found.texts_of_words, len(order) + 1)
-    distinct, inverse = np.unique(codes, return_inverse=True)
-    order = _most_frequent(_texts_with(of_texts, inverse, len(distinct)), least, words_most - len(chosen))
-    first, second = np.divmod(distinct[order], len(chosen) + 1)
+    kinds, inverse = np.unique(codes, return_inverse=True)
+    order = _most_frequent(_texts_with(of_texts, inverse, len(kinds)), least, words_most - len(chosen))
+    first, second = np.divmod(kinds[order], len(chosen) + 1)
     pairs = [f"{chosen[a - 1]} {chosen[b - 1]}" for a, b in zip(first.tolist(), second.tolist(), strict=True)]
 
     counts = _texts_with(found.texts_of_runs, found.flat_runs, len(found.runs))
@@ -138,7 +140,7 @@ def learn(
 
 def _texts_with(of_texts: np.ndarray, numbers: np.ndarray, kinds: int) -> np.ndarray:
     """In how many texts each of so many kinds of things stands."""
-    once = np.unique(of_texts * max(1, kinds) + numbers) % max(1, kinds)
+    once = distinct(of_texts * max(1, kinds) + numbers) % max(1, kinds)
     return np.bincount(once, minlength=kinds)
 
 
@@ -217,7 +219,7 @@ class Index:
 
 def _once(of_texts: np.ndarray, numbers: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Each known number once a text."""
-    codes = np.unique((of_texts * (most + 1) + numbers)[numbers > 0])
+    codes = distinct((of_texts * (most + 1) + numbers)[numbers > 0])
     return codes // (most + 1), codes % (most + 1)
 
 

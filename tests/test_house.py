@@ -27,7 +27,7 @@ def test_there_are_sources():
 
 # A room imports its own line and the lines above it.
 ORDER = [
-    "errors names recipe documents files archives imports findings keyed mapped signals processes writer quarantine "
+    "errors names recipe documents files archives imports findings keyed distinct mapped signals processes writer quarantine "
     "foreign",
     "sources splits checks batches inference mixing augment nets weights losses optimizers schedules penalties devices "
     "activations initialisers machine masks quicker pieces pseudo features familiar views pictures grams",

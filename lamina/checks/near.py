@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from lamina.checks.pool import Pool
+from lamina.distinct import distinct
 
 MOST = 60_000  # pictures or texts that are compared
 ALIKE = 0.993  # correlation of two thumbnails: no two of the 70,000 digits of MNIST are that near
@@ -61,8 +62,9 @@ def _pictures(column: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
     ways = _ways(small)
     others = _likely(_brought(small, ways))
     others = _confirmed(others[ways[others[:, 0]] != ways[others[:, 1]]], column, rows, ways)
-    both, first = np.unique(np.concatenate([found, others]), axis=0, return_index=True)
-    return both, first >= len(found)
+    both = np.concatenate([found, others])
+    _, first = np.unique(_keys(both), return_index=True)
+    return both[first], first >= len(found)
 
 
 def _likely(small: np.ndarray) -> np.ndarray:
@@ -188,7 +190,7 @@ def _texts(texts: list[str]) -> np.ndarray:
     sets: dict[int, np.ndarray] = {}
     kept = []
     for a, b in _distinct(found).tolist():
-        one, other = (sets.setdefault(k, np.unique(runs[k])) for k in (a, b))
+        one, other = (sets.setdefault(k, distinct(runs[k])) for k in (a, b))
         common = len(np.intersect1d(one, other, assume_unique=True))
         if common > SHARED * (len(one) + len(other) - common):
             kept.append((a, b))
@@ -228,6 +230,10 @@ def _candidates(keys: np.ndarray) -> np.ndarray:
 
 def _distinct(found: list[np.ndarray]) -> np.ndarray:
     """Pairs once, the earlier place first, in order."""
-    together = np.sort(np.concatenate(found), axis=1)
-    once = np.unique(together[:, 0] << 32 | together[:, 1])
+    once = distinct(_keys(np.concatenate(found)))
     return np.stack([once >> 32, once & 0xFFFFFFFF], 1)
+
+
+def _keys(pairs: np.ndarray) -> np.ndarray:
+    """(M, 2) places -> (M,) a number for each pair, the same whichever comes first."""
+    return pairs.min(1) << 32 | pairs.max(1)  # type: ignore[no-any-return]

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from lamina import mapped
+from lamina.distinct import distinct
 from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, UsageError, near
 from lamina.findings import Finding
@@ -178,17 +179,17 @@ class Table(Domain):
     def _kind(self, title: str, values: np.ndarray, count: int) -> tuple[str, str]:
         """(kind, reason) of the values of a column, gaps left out."""
         if values.dtype.kind in "fiu":
-            distinct = len(np.unique(values))
-            if distinct == 1:
+            different = len(distinct(values))
+            if different == 1:
                 return _alone(len(values), count, "number")
             whole = bool((values == np.rint(values)).all())
             span = float(values.max()) - float(values.min()) + 1
             counter = _COUNTER.search(title) or (span <= 3 * count and not _WHEN.search(title))
-            if whole and distinct == len(values) == count >= 30 and counter:
+            if whole and different == len(values) == count >= 30 and counter:
                 return "identifier", "a number that counts the rows"
-            if whole and _NAMES.search(title) and 2 < distinct <= (1 - COVERED) * len(values):
-                return "category", f"{distinct:,} different whole numbers{THAT_NAME}"
-            return "number", f"{distinct:,} different {'whole ' if whole else ''}numbers"
+            if whole and _NAMES.search(title) and 2 < different <= (1 - COVERED) * len(values):
+                return "category", f"{different:,} different whole numbers{THAT_NAME}"
+            return "number", f"{different:,} different {'whole ' if whole else ''}numbers"
         if values.dtype.kind == "b":
             return (
                 ("boolean", "true and false") if len(np.unique(values)) > 1 else _alone(len(values), count, "boolean")
@@ -644,10 +645,9 @@ def _quantiles(values: np.ndarray, steps: int) -> dict[str, Any] | None:
     gaps = len(values) - len(there)
     if not len(there) or (there.min() == there.max() and not gaps):
         return None
-    distinct, counts = np.unique(there, return_counts=True)
-    edges = distinct
-    if len(distinct) > steps + 1:
-        often = distinct[counts > len(there) / steps]
+    edges, counts = np.unique(there, return_counts=True)
+    if len(edges) > steps + 1:
+        often = edges[counts > len(there) / steps]
         others = there[~np.isin(there, often)]
         edges = np.unique([*often, *np.quantile(others, np.linspace(0, 1, steps + 1 - len(often)))])
     if len(edges) == 1:
