@@ -93,6 +93,9 @@ def main(
         epochs = {"seconds": clock.seconds, "others": clock.others}
         Path(asked.out).write_text(json.dumps({**epochs, **found}), encoding="utf-8")
         return
+    os.environ.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # else a checkout is compiled at every start, and what is installed is not
     pythons = dict(entry.split("=", 1) for entry in asked.python)
     if unknown := {*pythons, *(asked.only or ())} - set(contenders):
         options.error(f"no contender {', '.join(sorted(unknown))}: there are {', '.join(contenders)}")

@@ -57,11 +57,12 @@ class _Largest(TorchFunctionMode):
         return made
 
 
-def quickest(net: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+def quickest(net: nn.Module, inputs: tuple[Tensor, ...], *, same_layers: bool = False) -> nn.Module:
     """The net, or a copy whose weights lie as the CPU's library wants them: convolutions with the channels last, products
     in blocks, with the relu that follows them in an `nn.Sequential`. Of a net (prepare, net) that takes bytes, what
     `prepare` does may also have gone into the weights of the first product.
 
+    same_layers: only what leaves each layer what it is, for those who look at what goes into one.
     Each change is made only where the copy gives the same on a few examples as the net itself, within 1e-4 of the largest
     number; a net that cannot be copied, or that fails in a layout (`x.view(len(x), -1)` does), stays as it was before.
     """
@@ -71,7 +72,7 @@ def quickest(net: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     with torch.no_grad():
         expected = net(*few)
         best = net
-        for change in _changes(net, few):
+        for change in _changes(net, few, same_layers):
             try:
                 other = change(_twin(best))
                 if torch.allclose(other(*few), expected, rtol=0, atol=1e-4 * float(expected.abs().max())):
@@ -81,10 +82,10 @@ def quickest(net: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     return best
 
 
-def _changes(net: nn.Module, few: tuple[Tensor, ...]) -> Iterator[Callable[[Any], nn.Module]]:
+def _changes(net: nn.Module, few: tuple[Tensor, ...], same_layers: bool) -> Iterator[Callable[[Any], nn.Module]]:
     """Those that there is something to do for."""
     planes = [weight for weight in net.parameters() if weight.ndim == 4]
-    products = any(_is_plain(module, nn.Linear) for module in net.modules())
+    products = not same_layers and any(_is_plain(module, nn.Linear) for module in net.modules())
     if products and not planes and few[0].dtype == torch.uint8 and type(net) is nn.Sequential:
         yield lambda whole: _folded(whole, few[0])
     if any(not weight.is_contiguous(memory_format=torch.channels_last) for weight in planes):

@@ -8,16 +8,19 @@ measured. Bounded: some thousand examples are looked at, spread evenly.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lamina import data, familiar, files, findings, weights
+from lamina import data, familiar, files, findings, inference, weights
+from lamina.batches import Batches
 from lamina.checks import labels
 from lamina.job import Job
 from lamina.splits import spread
+from lamina.targets.base import Answers
 
 _SOME = 250  # examples at a time
 _UNKNOWN = 0.5  # share of an example that may always be unknown
@@ -42,7 +45,8 @@ def familiarise(job: Job) -> None:
     if loaded.target.name == "classes" and encoded.truth is not None:
         classes = encoded.truth[torch.from_numpy(known)].long().reshape(-1).numpy()
     try:
-        found = familiar.learn(job.net, _walk(job, encoded, known), classes, _walk(job, measured, others))
+        net, walk = _walk(job, encoded, known)
+        found = familiar.learn(net, walk, classes, _walk(job, measured, others)[1])
     except Exception as error:  # a net of the user's may do what it likes; its training is done
         if not job.facts["net"]["own"]:
             raise
@@ -62,8 +66,10 @@ def familiarise(job: Job) -> None:
             job.facts["familiar"]["unknown"] = max(_UNKNOWN, float(np.quantile(unknown, familiar.QUANTILE)))
 
 
-def doubt(job: Job) -> None:
-    """A finding about labels that the net, or the examples most like them, are sure are others."""
+def doubt(job: Job, measured: Mapping[str, tuple[np.ndarray, Answers]]) -> None:
+    """A finding about labels that the net, or the examples most like them, are sure are others.
+
+    measured: of the parts that the net has not learned from, by name, row numbers and the net's answers."""
     record, loaded = job.facts.get("familiar") or {}, job.data
     if "layers" not in record or loaded.target.name != "classes":
         return
@@ -71,17 +77,18 @@ def doubt(job: Job) -> None:
     found: list[tuple[Any, str, str, float]] = []
     looked = 0
     for part in loaded.parts:
-        encoded, rows = loaded.parts[part][0], _rows(job, part)
-        rows = spread(rows, labels.MOST)
+        encoded, rows = loaded.parts[part][0], measured[part][0] if part in measured else _rows(job, part)
+        places = spread(np.arange(len(rows)), labels.MOST)
+        rows = rows[places]
         if encoded.truth is None or len(rows) <= labels.NEIGHBOURS:
             continue
         given = encoded.truth[torch.from_numpy(rows)].long().reshape(-1).numpy()
         if part == "train":
             shares = labels.of_neighbours(_embedding(job, encoded, rows, layer, dim), given, len(loaded.target.labels))
         else:
-            answers, _ = loaded.domain.answers(job.net, encoded, loaded.target, rows, device=job.device)
-            assert answers.probabilities is not None
-            shares = answers.probabilities
+            probabilities = measured[part][1].probabilities
+            assert probabilities is not None
+            shares = probabilities[places]
         looked += len(rows)
         doubted, other = labels.suspects(given, shares)
         for place, better in zip(doubted.tolist(), other.tolist(), strict=True):
@@ -105,17 +112,24 @@ def _rows(job: Job, part: str) -> np.ndarray:
     return np.arange(len(encoded.inputs[0])) if rows is None else rows
 
 
-def _walk(job: Job, examples: data.Encoded, rows: np.ndarray) -> Any:
-    """Inputs as the net takes them, batch by batch."""
+def _walk(job: Job, examples: data.Encoded, rows: np.ndarray) -> tuple[nn.Module, Iterator[tuple[Tensor, ...]]]:
+    """The net as it answers fastest, and inputs as it takes them, batch by batch."""
     options: dict[str, Any] = {"shuffle": False, "batch_size": _SOME, "device": job.device}
-    return (batch.inputs for batch in job.data.domain.batches(job.net, examples, rows, **options).epoch(0))
+    net, walk = job.net, job.data.domain.batches(job.net, examples, rows, **options)
+    if isinstance(walk, Batches) and not job.recipe.strict:
+        walk.batch_size = inference.FEW
+        few = next(walk.epoch(0)).inputs
+        walk.batch_size = min(_SOME, inference.portion(net, few))
+        net = inference.quickest(net, few, same_layers=True)
+    return net, (batch.inputs for batch in walk.epoch(0))
 
 
 @torch.no_grad()
 def _embedding(job: Job, examples: data.Encoded, rows: np.ndarray, layer: str, dim: int) -> Tensor:
     """(n, E) what goes into a layer."""
     found = []
-    for inputs in _walk(job, examples, rows):
-        _, seen = familiar.watch(job.net, inputs, [layer])
+    net, walk = _walk(job, examples, rows)
+    for inputs in walk:
+        _, seen = familiar.watch(net, inputs, [layer])
         found.append(familiar.summary(seen[layer], dim).cpu())
     return torch.cat(found)

@@ -47,7 +47,7 @@ def finish(job: Job, state: states.TrainState, history: History, loaded_seconds:
         work = partial(writing.painted, writing.draw(folder, job.data, facts))
         painted = processes.beside(work)
     with processes.sharing() if painted is not work else nullcontext():  # where it is not done here
-        inspection.doubt(job)
+        inspection.doubt(job, facts["measured"])
         simple = facts["baselines"] = _simple_models(job, facts)
     told = runs_.read_json(folder / "data.json")
     told["task"]["state"] = job.data.target.state()
@@ -143,10 +143,10 @@ def _calibrate(job: Job) -> None:
 
 
 def _measure(job: Job) -> dict[str, Any]:
-    """Scores on every part, and truth, answers and row numbers of the one that was held out."""
+    """Scores on every part, row numbers and answers of those that were held out, and all of the first of them."""
     loaded, recipe = job.data, job.recipe
     measures, labels = loaded.target.measures(), loaded.target.labels or None
-    found: dict[str, Any] = {"scores": []}
+    found: dict[str, Any] = {"scores": [], "measured": {}}
     options: dict[str, Any] = {"device": job.device, **({"exact": True} if recipe.strict else {})}
     for part in [name for name in ("test", "valid") if name in loaded.parts]:
         truth, answers, numbers = runs_.held_out(job.net, loaded, part, **options)
@@ -154,6 +154,7 @@ def _measure(job: Job) -> dict[str, Any]:
         found["scores"] += evaluate.scores(
             measures, truth, answers, split=part, seed=recipe.seed or 0, groups=groups, labels=labels
         )
+        found["measured"][part] = numbers, answers
         if "answers" not in found:
             found.update(truth=truth, answers=answers, numbers=numbers, groups=groups)
     rows = loaded.rows("train")

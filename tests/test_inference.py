@@ -62,6 +62,18 @@ def test_a_copy_with_the_channels_last_answers_the_same_and_the_net_is_left_alon
     assert [weight.stride() for weight in net.parameters()] == before
 
 
+def test_whoever_looks_at_layers_finds_the_same_ones_in_the_copy():
+    net, x = convnet(nn.Flatten()), torch.randn(9, 3, 10, 10)
+    quick = quickest(net, (x,), same_layers=True)
+    assert quick[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert [(name, type(layer)) for name, layer in quick.named_modules()] == [
+        (n, type(m)) for n, m in net.named_modules()
+    ]
+    assert torch.allclose(quick(x), net(x), atol=1e-5)
+    products = nn.Sequential(nn.Linear(30, 4), nn.ReLU()).eval()
+    assert quickest(products, (torch.randn(9, 30),), same_layers=True) is products
+
+
 class View(nn.Module):
     def forward(self, x):
         return x.view(len(x), -1)
