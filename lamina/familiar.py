@@ -8,7 +8,8 @@ Looked at are the inputs of some of the net's own linear and convolutional layer
 has places (pixels, words) the mean and the standard deviation over them. Of each layer it is the Mahalanobis distance to the
 nearest class, with one covariance for all (Lee et al., 2018), shrunk as Ledoit and Wolf (2004) have it; then the largest of
 the layers' distances, each in units of its own 99th percentile. The early layers see noise, inverted colours and numbers far
-off, which the last one takes for something it knows; the last sees unknown things made of known parts.
+off, which the last one takes for something it knows; the last sees unknown things made of known parts. Of inputs
+with many numbers sums of every 64th are looked at: noise and a line that is stuck add up in them.
 
 Not covered: nets without such layers. An input may be strange and the answer right, and the other way round.
 """
@@ -29,28 +30,33 @@ FILE = "familiar.safetensors"  # in a run's folder
 LAYERS = 4  # of a net that are looked at
 SIDE = 10  # places in each direction of which the mean is taken, evenly spread
 WIDEST = 128  # numbers of a layer; more are added up in groups, with signs (count sketch)
+GROUPS = 64  # of the inputs themselves, without signs
 CLASSES = 50  # up to which each has a mean of its own
 QUANTILE = 0.99  # of the held-out examples that are familiar
 ROWS = 4000  # to learn from; half as many to measure on
 LEAST = 60  # examples to learn from; a quarter as many to measure on
+_TINY = 1e-12
 _MOST = 2.0  # strangeness that is told: beyond it, it is only strange
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear)
 
 
 @dataclass
 class Familiar:
-    """What is known of some layers: of each its name, the dimension that counts examples, and three tensors."""
+    """What is known of some layers: of each its name, the dimension that counts examples, two tensors and two numbers."""
 
     layers: list[str]
     dims: list[int]
-    tensors: dict[str, Tensor]  # "factor.0" (E, E) whitens, "means.0" (K, E) whitened means, "limit" (layers,)
+    tensors: dict[
+        str, Tensor
+    ]  # "factor.0" (E, E) whitens, "means.0" (K, E) whitened means, "limit" and "least" (layers,)
 
     def strangeness(self, seen: dict[str, Tensor]) -> Tensor:
         """Inputs of the layers by name -> (B,), from 0 to 2: above 1 is strange."""
         found = []
         for k, (name, dim) in enumerate(zip(self.layers, self.dims, strict=True)):
             factor, means = self.tensors[f"factor.{k}"], self.tensors[f"means.{k}"]
-            found.append(distance(summary(seen[name], dim), factor, means) / self.tensors["limit"][k])
+            apart = distance(summary(seen[name], dim, k == 0), factor, means)
+            found += [apart / self.tensors["limit"][k], self.tensors["least"][k] / apart.clamp_(min=_TINY)]
         return torch.stack(found).amax(0).nan_to_num(nan=_MOST, posinf=_MOST).clamp(max=_MOST)
 
     def to(self, device: Any) -> Familiar:
@@ -92,8 +98,9 @@ def watch(net: nn.Module, inputs: tuple[Tensor, ...], layers: Sequence[str]) -> 
             handle.remove()
 
 
-def summary(given: Tensor, dim: int) -> Tensor:
-    """What went into a layer -> (B, E), E at most WIDEST: features as they are; of places their mean and deviation."""
+def summary(given: Tensor, dim: int, first: bool = False) -> Tensor:
+    """What went into a layer -> (B, E), E at most WIDEST: features as they are; of places their mean and deviation.
+    first: into the net's first layer."""
     x = (given if dim == 0 else given.transpose(0, dim)).float()
     if x.ndim > 2 and dim != 0:  # (B, members, E): one net's members see the same
         x = x.flatten(1)
@@ -111,6 +118,11 @@ def summary(given: Tensor, dim: int) -> Tensor:
     width = x.shape[1]
     if width <= WIDEST:
         return x
+    if first:
+        whole = width // GROUPS * GROUPS
+        groups = x[:, :whole].unflatten(1, (-1, GROUPS)).sum(1)
+        groups[:, : width - whole] += x[:, whole:]
+        return groups
     signs = _signs(width, x.device)
     groups = x[:, :WIDEST] * signs[:WIDEST]
     for at in range(WIDEST, width, WIDEST):  # one pass over x
@@ -138,12 +150,15 @@ def distance(x: Tensor, factor: Tensor, means: Tensor) -> Tensor:
 
 @torch.no_grad()
 def learn(
-    net: nn.Module, known: Iterable[tuple[Tensor, ...]], classes: np.ndarray | None, others: Iterable[tuple[Tensor, ...]]
+    net: nn.Module, known: Iterable[tuple[Tensor, ...]], classes: np.ndarray | None, others: Iterable[tuple[Tensor, ...]],
+    *, both_sides: bool = False,
 ) -> Familiar | None:  # fmt: skip
     """What a net (in evaluation mode) makes of the examples it has learned from, and how far others of their kind lie off;
     None where there are too few of them, or no layers to look at.
 
     known, others: batches of inputs as the net takes them. classes (N,): whole numbers from 0 of the known, or None.
+    both_sides: inputs of many numbers that lie nearer to a mean than 99 in 100 are strange as well. Blurred, dark and empty
+    pictures do; of a table it is the most usual row.
     """
     walk = iter(known)
     first = next(walk, None)
@@ -157,16 +172,19 @@ def learn(
     if classes is None or int(classes.max()) >= CLASSES:
         classes = np.zeros(len(near[0]), np.int64)
     tensors: dict[str, Tensor] = {}
-    limits = np.zeros(len(layers), np.float32)
+    limits, least = np.zeros(len(layers), np.float32), np.zeros(len(layers), np.float32)
     strange = np.zeros(len(far[0]))
     for k, (ours, theirs) in enumerate(zip(near, far, strict=True)):
         factor, means = _fitted(ours.astype(np.float64), classes)
         tensors[f"factor.{k}"], tensors[f"means.{k}"] = factor, means
         apart = distance(torch.from_numpy(theirs), factor, means).numpy().astype(np.float64)
+        apart = np.maximum(apart, _TINY)
         limits[k] = max(_limit(apart), 1e-6)
-        strange = np.maximum(strange, apart / limits[k])
-    limits *= _limit(strange)  # of the largest of all layers together
-    tensors["limit"] = torch.from_numpy(limits)
+        if both_sides and k == 0 and ours.shape[1] == GROUPS:
+            least[k] = 1 / _limit(1 / apart)
+        strange = np.maximum(strange, np.maximum(apart / limits[k], least[k] / apart))
+    together = _limit(strange)  # of the largest of all layers together
+    tensors["limit"], tensors["least"] = torch.from_numpy(limits * together), torch.from_numpy(least / together)
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         return None
     return Familiar(layers, dims, tensors)
@@ -199,8 +217,8 @@ def _summaries(
     found: list[list[Tensor]] = [[] for _ in layers]
     for inputs in batches:
         _, seen = watch(net, inputs, layers)
-        for column, name, dim in zip(found, layers, dims, strict=True):
-            column.append(summary(seen[name], dim).cpu())
+        for k, (name, dim) in enumerate(zip(layers, dims, strict=True)):
+            found[k].append(summary(seen[name], dim, k == 0).cpu())
     return [torch.cat(column).numpy() for column in found] if found[0] else None
 
 

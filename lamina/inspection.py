@@ -46,7 +46,8 @@ def familiarise(job: Job) -> None:
         classes = encoded.truth[torch.from_numpy(known)].long().reshape(-1).numpy()
     try:
         net, walk = _walk(job, encoded, known)
-        found = familiar.learn(net, walk, classes, _walk(job, measured, others)[1])
+        pictures = all(column.ndim > 2 for column in encoded.inputs)
+        found = familiar.learn(net, walk, classes, _walk(job, measured, others)[1], both_sides=pictures)
     except Exception as error:  # a net of the user's may do what it likes; its training is done
         if not job.facts["net"]["own"]:
             raise

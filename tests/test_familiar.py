@@ -181,6 +181,29 @@ def test_a_convolution_over_a_sequence_has_its_channels_last():
     assert torch.allclose(familiar.summary(seen["0"], 0)[:, :3], x.mean(2), atol=1e-6)
 
 
+def test_of_many_inputs_every_64th_are_added_up():
+    given = torch.randn(6, 300)
+    found = familiar.summary(given, 0, True)
+    wanted = torch.stack([given[:, k :: familiar.GROUPS].sum(1) for k in range(familiar.GROUPS)], 1)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    few = given[:, : familiar.WIDEST]
+    assert torch.equal(familiar.summary(few, 0, True), few)
+
+
+def test_pictures_in_which_nothing_is_seen_are_strange_and_usual_rows_are_not():
+    """Blurred, dark and empty ones lie nearer to the mean than any other; where no side is told, as of tables, none is."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(0, 1, (3000, 16 * 16)).astype(np.float32) + 3.0
+    net = nn.Sequential(nn.Linear(256, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
+    batches = torch.from_numpy(x).split(500)
+    strange = torch.full((5, 256), float(x.mean()))
+    for both_sides in (True, False):
+        known = familiar.learn(net, [(part,) for part in batches[:4]], None, [(part,) for part in batches[4:]],
+                               both_sides=both_sides)  # fmt: skip
+        told = familiar.Watched(net, known)(torch.cat([strange, torch.from_numpy(x[-500:])]))[:, -1] > 1
+        assert bool(told[:5].all()) is both_sides and float(told[5:].float().mean()) < 0.03
+
+
 def test_folded_features_keep_their_distances():
     one, other = torch.randn(1, 20_000), torch.randn(1, 20_000)
     folded = familiar.summary(torch.cat([one, other]), 0)
