@@ -100,11 +100,13 @@ def watch(net: nn.Module, inputs: tuple[Tensor, ...], layers: Sequence[str]) -> 
 
 def summary(given: Tensor, dim: int, first: bool = False) -> Tensor:
     """What went into a layer -> (B, E), E at most WIDEST: features as they are; of places their mean and deviation.
-    first: into the net's first layer."""
+    first: into the net's first layer; of pictures there the sums, too."""
     x = (given if dim == 0 else given.transpose(0, dim)).float()
     if x.ndim > 2 and dim != 0:  # (B, members, E): one net's members see the same
         x = x.flatten(1)
     elif x.ndim > 2:
+        pictures = first and x.ndim == 4 and x[0].numel() >= GROUPS and 2 * x.shape[1] + GROUPS <= WIDEST
+        sums = [_sums(x.flatten(1))] if pictures else []
         places = list(range(2, x.ndim)) if x.ndim > 3 else [1]
         for place in places:
             steps = -(-x.shape[place] // SIDE)
@@ -112,22 +114,28 @@ def summary(given: Tensor, dim: int, first: bool = False) -> Tensor:
         mean = x.mean(places).flatten(1)
         squares = (x * x).mean(places).flatten(1)  # var_mean takes ten times as long
         deviation = (squares - mean * mean).clamp(min=0).sqrt()
-        x = torch.cat([mean, deviation], 1)
+        x = torch.cat([mean, deviation, *sums], 1)
     elif x.ndim == 1:
         x = x[:, None]
     width = x.shape[1]
     if width <= WIDEST:
         return x
     if first:
-        whole = width // GROUPS * GROUPS
-        groups = x[:, :whole].unflatten(1, (-1, GROUPS)).sum(1)
-        groups[:, : width - whole] += x[:, whole:]
-        return groups
+        return _sums(x)
     signs = _signs(width, x.device)
     groups = x[:, :WIDEST] * signs[:WIDEST]
     for at in range(WIDEST, width, WIDEST):  # one pass over x
         end = min(at + WIDEST, width)
         groups[:, : end - at].addcmul_(x[:, at:end], signs[at:end])
+    return groups
+
+
+def _sums(x: Tensor) -> Tensor:
+    """(B, E) -> (B, GROUPS): of every 64th number."""
+    width = x.shape[1]
+    whole = width // GROUPS * GROUPS
+    groups = x[:, :whole].unflatten(1, (-1, GROUPS)).sum(1)
+    groups[:, : width - whole] += x[:, whole:]
     return groups
 
 
@@ -180,7 +188,7 @@ def learn(
         apart = distance(torch.from_numpy(theirs), factor, means).numpy().astype(np.float64)
         apart = np.maximum(apart, _TINY)
         limits[k] = max(_limit(apart), 1e-6)
-        if both_sides and k == 0 and ours.shape[1] == GROUPS:
+        if both_sides and k == 0 and ours.shape[1] >= GROUPS:
             least[k] = 1 / _limit(1 / apart)
         strange = np.maximum(strange, np.maximum(apart / limits[k], least[k] / apart))
     together = _limit(strange)  # of the largest of all layers together

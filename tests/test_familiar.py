@@ -188,6 +188,12 @@ def test_of_many_inputs_every_64th_are_added_up():
     assert torch.allclose(found, wanted, atol=1e-5)
     few = given[:, : familiar.WIDEST]
     assert torch.equal(familiar.summary(few, 0, True), few)
+    pictures = given.view(6, 3, 10, 10)
+    assert torch.allclose(
+        familiar.summary(pictures, 0, True), torch.cat([familiar.summary(pictures, 0), wanted], 1), atol=1e-5
+    )
+    for plain in (pictures[:, :, :2, :2], pictures.repeat(1, 12, 1, 1)):  # of so few pixels, or so many channels, none
+        assert torch.equal(familiar.summary(plain, 0, True), familiar.summary(plain, 0))
 
 
 def test_pictures_in_which_nothing_is_seen_are_strange_and_usual_rows_are_not():
