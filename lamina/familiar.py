@@ -33,6 +33,7 @@ WIDEST = 128  # numbers of a layer; more are added up in groups, with signs (cou
 GROUPS = 64  # of the inputs themselves, without signs
 CLASSES = 50  # up to which each has a mean of its own
 QUANTILE = 0.99  # of the held-out examples that are familiar
+ENOUGH = 500  # of them, for that to be seen
 ROWS = 4000  # to learn from; half as many to measure on
 LEAST = 60  # examples to learn from; a quarter as many to measure on
 _TINY = 1e-12
@@ -260,9 +261,12 @@ def shrunk(x: np.ndarray) -> np.ndarray:
 
 
 def _limit(apart: np.ndarray) -> float:
-    """The 99th percentile of distances; of few, not below that of a log-normal distribution with their moments."""
-    found = float(np.quantile(apart, QUANTILE))
-    if len(apart) < 500:
-        logs = np.log(np.maximum(apart, 1e-12))
-        found = max(found, float(np.exp(logs.mean() + 2.326 * logs.std())))
-    return found
+    """The 99th percentile of distances. Of few, where that is the largest of them, perhaps of an example that is strange
+    itself: that of a log-normal distribution, fitted to the middle, with some room for its tail."""
+    if len(apart) >= ENOUGH:
+        return float(np.quantile(apart, QUANTILE))
+    logs = np.log(np.maximum(apart, _TINY))
+    middle = np.median(logs)
+    spread = 1.4826 * np.median(np.abs(logs - middle))  # a normal distribution's deviation
+    within = np.clip(logs, middle - 3 * spread, middle + 3 * spread)
+    return float(np.exp(within.mean() + 2.8 * within.std()))
