@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import lamina
-from lamina import familiar, sources
+from lamina import familiar, sources, weights
 from lamina.errors import RunError
 from lamina.run import Run
 
@@ -140,6 +141,20 @@ def test_layers_that_the_net_does_not_have_are_refused(run, digits, tmp_path):
     (copy / "run.json").write_text(json.dumps(facts))
     with pytest.raises(RunError, match=r"run.json is damaged"):
         lamina.load(copy).predict(digits[0][:2])
+
+
+def test_of_a_run_of_an_earlier_version_nothing_is_told_and_that_is_said(run, digits, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run.folder, copy)
+    tensors = weights.read_weights(copy / familiar.FILE)
+    written = weights.to_bytes({name: tensor for name, tensor in tensors.items() if name != "least"})
+    (copy / familiar.FILE).write_bytes(written)
+    facts = json.loads((copy / "run.json").read_text())
+    facts["familiar"]["sha256"] = hashlib.sha256(written).hexdigest()
+    (copy / "run.json").write_text(json.dumps(facts))
+    with pytest.warns(UserWarning, match="of an earlier version"):
+        found = lamina.load(copy).predict(digits[0][:2])
+    assert found.unlike is None and len(found.prediction) == 2
 
 
 # --- The arithmetic ---------------------------------------------------------------------------------------------------
