@@ -1,6 +1,6 @@
 """A net compiled by torch, for a GPU: what lies between its products in few kernels, where eager steps have one each.
 
-In: a net, and what a step of it gives in three ways. Out: `Compiled`, which computes what the net does on the same parameters;
+In: a net, and what a step of it gives in three ways. Out: `Compiled`, which takes the place of what the net does for a while;
 `differs`, whether a step may be made that way; `pays`, whether that is worth its time.
 
 A recording replays the kernels of the eager step and has its bits. A compiled net has other kernels, which add up in another
@@ -11,8 +11,8 @@ held against that of the eager step and against float32's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -29,20 +29,25 @@ _SMALL = 1e-3  # of the norm that a gradient of its size has on average: always 
 _FAR = 0.75  # of the norm of the eager step's gradient: never near enough
 
 
-class Compiled(nn.Module):
-    """Stands in a net's place, and leaves no mark on it. It is compiled when it is called, anew for each shape; random masks
-    are those of the net, number by number."""
+class Compiled:
+    """What a net computes, as torch compiles it: when it is called, anew for each shape. Random masks are those of the net,
+    number by number."""
 
     def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-        self.forward = torch.compile(net.forward, dynamic=False, options={"fallback_random": True})
+        self._net = net
+        self._forward = torch.compile(net.forward, dynamic=False, options={"fallback_random": True})
 
-    def __getattr__(self, name: str) -> Any:
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within, whoever calls the net calls this. The net is the same object all the while, and afterwards as before."""
+        own = self._net.__dict__
+        before = {name: own[name] for name in ("forward",) if name in own}
+        own["forward"] = self._forward
         try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("net"), name)
+            yield
+        finally:
+            del own["forward"]
+            own.update(before)
 
 
 def pays(seconds: float, operations: int) -> bool:

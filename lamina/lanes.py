@@ -130,7 +130,7 @@ class Lane:
         self._asked, self._strict = compile, strict
         self._steps, self._counted = steps, 0
         self._compiles = not strict and compile != "off"  # on a GPU, where that pays
-        self._compiled_net: nn.Module | None = None
+        self._compiled: compiling.Compiled | None = None
         self._recordings: dict[Any, _Recording] = {}
         self._sightings: dict[Any, int] = {}
         self._again = 0
@@ -290,10 +290,10 @@ class Lane:
             self._join([p.grad for p in used])  # type: ignore[misc]
         return value.detach(), full.detach(), count
 
-    def _losses(self, batch: Any, net: nn.Module | None = None, autocast: Any = None) -> Gradients:
-        """The loss, the loss with penalties, and what its mean is over; not detached. net, autocast: in place of the own."""
+    def _losses(self, batch: Any, autocast: Any = None) -> Gradients:
+        """The loss, the loss with penalties, and what its mean is over; not detached. autocast: in place of the own."""
         with self.autocast if autocast is None else autocast:
-            value, count = self.objective(self.net if net is None else net, batch)
+            value, count = self.objective(self.net, batch)
             return value, value + self.penalty(self.net) if self.penalty is not None else value, count
 
     def _lay_flat(self) -> bool:
@@ -387,11 +387,14 @@ class Lane:
         began = time.perf_counter()
         found.tape.close()  # there may be no memory for both
         try:
-            if self._compiled_net is None:
-                self._compiled_net = compiling.Compiled(self.net)
-            net = self._compiled_net
+            compiled = self._compiled = self._compiled or compiling.Compiled(self.net)
+
+            def step() -> list[Tensor]:
+                with compiled.in_place():
+                    return _given(*self._differentiated(found.batch))
+
             before.restore()
-            found.tape = Graph(lambda: _given(*self._differentiated(found.batch, net)), self._places_of(wanted))
+            found.tape = Graph(step, self._places_of(wanted))
             found.compiled, found.rest = True, None
             before.restore()
             self._replayed(found)
@@ -409,7 +412,7 @@ class Lane:
         """Forget a compiled step. The next batches of its shape are recorded again, from the net itself."""
         if self._asked == "on":
             raise UsageError(f"compile is on, and the compiled net is of no use: it {why}.", fix="compile=auto, or off")
-        self._compiles, self._compiled_net = False, None
+        self._compiles, self._compiled = False, None
         self.compiled = f"the net is not compiled: it {why}"
         self._recordings.pop(key, None)
 
@@ -468,9 +471,9 @@ class Lane:
             self._show(gradients)
 
     def _differentiated(
-        self, still: _Still, net: nn.Module | None = None, autocast: Any = None
+        self, still: _Still, autocast: Any = None
     ) -> tuple[Tensor, Tensor, Any, Sequence[Tensor | None]]:
-        value, full, count = self._losses(still.ready(), net, autocast)
+        value, full, count = self._losses(still.ready(), autocast)
         gradients = torch.autograd.grad(full, self.parameters, allow_unused=True)
         return value.detach(), full.detach(), count, gradients  # nothing of autograd's is left for a capture to meet
 
