@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 FILE = "familiar.safetensors"  # in a run's folder
 LAYERS = 4  # of a net that are looked at
+FLAT = 2  # of one whose layers are all products of whole inputs: those between tell little more, and take as long as it does
 SIDE = 10  # places in each direction of which the mean is taken, evenly spread
 WIDEST = 128  # numbers of a layer; more are added up in groups, with signs (count sketch)
 GROUPS = 64  # of the inputs themselves, without signs
@@ -200,7 +201,7 @@ def learn(
 
 
 def _choose(net: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[str], list[int]]:
-    """Up to LAYERS of the net, in the order they are called, and which dimension of their input counts the examples."""
+    """Up to LAYERS of the net, or FLAT, in the order they are called, and which dimension of their inputs counts examples."""
     names = [name for name, module in net.named_modules() if isinstance(module, _KINDS) and name]
     calls: list[dict[str, tuple[int, ...]]] = []
     for rows in (5, 7):  # numbers that are no widths
@@ -215,7 +216,9 @@ def _choose(net: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[str], list
         dims = [d for d, (a, b) in enumerate(zip(one, other, strict=False)) if (a, b) == (5, 7)]
         if dims and len(one) == len(other) <= 5:
             found.append((name, dims[0]))
-    places = sorted({round(k) for k in np.linspace(0, len(found) - 1, min(LAYERS, len(found)))}) if found else []
+    flat = all(len(calls[0][name]) == 2 for name, _ in found)
+    most = min(FLAT if flat else LAYERS, len(found))
+    places = sorted({round(k) for k in np.linspace(0, len(found) - 1, most)}) if found else []
     return [found[k][0] for k in places], [found[k][1] for k in places]
 
 

@@ -299,7 +299,7 @@ class Run:
         each input is unlike those the net has learned from (see `lamina.familiar`).
 
         batch_size: examples at a time; without it, as many as the net answers fastest. unlike: without it nobody looks
-        whether inputs are unlike, which for a small net takes two thirds as long as the answers.
+        whether inputs are unlike, which for a small net takes half as long as the answers.
         """
         if isinstance(inputs, (str, Path)):
             inputs = self.open_inputs(str(inputs))[0]
