@@ -18,10 +18,8 @@ import torch
 from torch import Tensor, nn
 
 _SAVED = 0.15  # of a step, at least, where compiling saves something
-_EVERY = (
-    0.06  # seconds to compile what stems from one recorded operation (a ResNet-18: 15 to 27 s in all, beside an H100)
-)
 _LEAST = 8.0  # seconds to compile anything
+_EVERY = 0.06  # and what stems from one recorded operation (a ResNet-18: 15 to 27 s in all, beside an H100)
 _TIMES = 1.5  # as far from float32 as the eager step is, a gradient may be
 _NOISE = 4.0  # the same where the eager gradient is rounding alone: chance has more room there
 _NEAR = 0.01  # of a gradient's norm: always near enough
@@ -41,13 +39,15 @@ class Compiled:
     def in_place(self) -> Iterator[None]:
         """Within, whoever calls the net calls this. The net is the same object all the while, and afterwards as before."""
         own = self._net.__dict__
-        before = {name: own[name] for name in ("forward",) if name in own}
+        before = own.get("forward")  # of the net's own, where somebody has put one there
         own["forward"] = self._forward
         try:
             yield
         finally:
-            del own["forward"]
-            own.update(before)
+            if before is None:
+                del own["forward"]
+            else:
+                own["forward"] = before
 
 
 def pays(seconds: float, operations: int) -> bool:
@@ -68,12 +68,7 @@ def differs(found: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Te
     A gradient that is nothing but rounding (of a bias before a normalisation, say) has |exact| < |eager| / 2: then 4 stands
     in place of 1.5, and the second line is not asked for.
     """
-    with torch.no_grad():
-        triples = [[t.detach().double() for t in three] for three in zip(found, eager, exact, strict=True)]
-        norm = torch.linalg.vector_norm
-        norms = torch.stack([
-            torch.stack([norm(a - c), norm(b - c), norm(a - b), norm(b), norm(c)]) for a, b, c in triples
-        ]).cpu()  # fmt: skip
+    norms = torch.stack([_norms(*three) for three in zip(found, eager, exact, strict=True)]).cpu()
     counts = torch.tensor([float(t.numel()) for t in eager], dtype=norms.dtype)
     usual = (norms[first:, 4].square().sum() / counts[first:].sum()).sqrt() * counts.sqrt()
     usual[:first] = 0.0
@@ -84,3 +79,10 @@ def differs(found: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Te
     right &= noise | (apart <= _FAR * size + allowed)
     wrong = (~right).nonzero().flatten()  # numbers that are not finite are not right either
     return int(wrong[0]) if len(wrong) else None
+
+
+@torch.no_grad()
+def _norms(found: Tensor, eager: Tensor, exact: Tensor) -> Tensor:
+    """(5,) of found - exact, eager - exact, found - eager, eager, exact. A tensor at a time is in double precision."""
+    a, b, c = found.double(), eager.double(), exact.double()
+    return torch.stack([torch.linalg.vector_norm(t) for t in (a - c, b - c, a - b, b, c)])

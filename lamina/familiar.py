@@ -8,8 +8,8 @@ Looked at are the inputs of some of the net's own linear and convolutional layer
 has places (pixels, words) the mean and the standard deviation over them. Of each layer it is the Mahalanobis distance to the
 nearest class, with one covariance for all (Lee et al., 2018), shrunk as Ledoit and Wolf (2004) have it; then the largest of
 the layers' distances, each in units of its own 99th percentile. The early layers see noise, inverted colours and numbers far
-off, which the last one takes for something it knows; the last sees unknown things made of known parts. Of inputs
-with many numbers sums of every 64th are looked at: noise and a line that is stuck add up in them.
+off, which the last one takes for something it knows; the last sees unknown things made of known parts. Of inputs with many
+numbers sums of every 64th are looked at: noise and a line that is stuck add up in them.
 
 Not covered: nets without such layers. An input may be strange and the answer right, and the other way round.
 """
@@ -48,9 +48,7 @@ class Familiar:
 
     layers: list[str]
     dims: list[int]
-    tensors: dict[
-        str, Tensor
-    ]  # "factor.0" (E, E) whitens, "means.0" (K, E) whitened means, "limit" and "least" (layers,)
+    tensors: dict[str, Tensor]  # "factor.0" (E, E) whitens, "means.0" (K, E) whitened; "limit", "least" (layers,)
 
     def strangeness(self, seen: dict[str, Tensor]) -> Tensor:
         """Inputs of the layers by name -> (B,), from 0 to 2: above 1 is strange."""

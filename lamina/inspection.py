@@ -45,9 +45,9 @@ def familiarise(job: Job) -> None:
     if loaded.target.name == "classes" and encoded.truth is not None:
         classes = encoded.truth[torch.from_numpy(known)].long().reshape(-1).numpy()
     try:
-        net, walk = _walk(job, encoded, known)
+        net, (near, far) = _walks(job, (encoded, known), (measured, others))
         pictures = all(column.ndim > 2 for column in encoded.inputs)
-        found = familiar.learn(net, walk, classes, _walk(job, measured, others)[1], both_sides=pictures)
+        found = familiar.learn(net, near, classes, far, both_sides=pictures)
     except Exception as error:  # a net of the user's may do what it likes; its training is done
         if not job.facts["net"]["own"]:
             raise
@@ -113,23 +113,27 @@ def _rows(job: Job, part: str) -> np.ndarray:
     return np.arange(len(encoded.inputs[0])) if rows is None else rows
 
 
-def _walk(job: Job, examples: data.Encoded, rows: np.ndarray) -> tuple[nn.Module, Iterator[tuple[Tensor, ...]]]:
-    """The net as it answers fastest, and inputs as it takes them, batch by batch."""
+def _walks(job: Job, *parts: tuple[data.Encoded, np.ndarray]) -> tuple[nn.Module, list[Iterator[tuple[Tensor, ...]]]]:
+    """The net as it answers fastest, and of each part's rows the inputs as it takes them, batch by batch."""
     options: dict[str, Any] = {"shuffle": False, "batch_size": _SOME, "device": job.device}
-    net, walk = job.net, job.data.domain.batches(job.net, examples, rows, **options)
-    if isinstance(walk, Batches) and not job.recipe.strict:
-        walk.batch_size = inference.FEW
-        few = next(walk.epoch(0)).inputs
-        walk.batch_size = min(_SOME, inference.portion(net, few))
-        net = inference.quickest(net, few, same_layers=True)
-    return net, (batch.inputs for batch in walk.epoch(0))
+    net, walks = job.net, [job.data.domain.batches(job.net, *part, **options) for part in parts]
+    if all(isinstance(walk, Batches) for walk in walks) and not job.recipe.strict:
+        first = walks[0]
+        first.batch_size = inference.FEW
+        few = next(first.epoch(0)).inputs
+        fitting = min(_SOME, inference.portion(net, few))
+        for walk in walks:
+            walk.batch_size = fitting
+        if len(first) >= inference.WORTH:
+            net = inference.quickest(net, few, same_layers=True)
+    return net, [(batch.inputs for batch in walk.epoch(0)) for walk in walks]
 
 
 @torch.no_grad()
 def _embedding(job: Job, examples: data.Encoded, rows: np.ndarray, layer: str, dim: int) -> Tensor:
     """(n, E) what goes into a layer."""
     found = []
-    net, walk = _walk(job, examples, rows)
+    net, (walk,) = _walks(job, (examples, rows))
     for inputs in walk:
         _, seen = familiar.watch(net, inputs, [layer])
         found.append(familiar.summary(seen[layer], dim).cpu())

@@ -1,7 +1,7 @@
 """How a step gets its gradients and is applied: as PyTorch does it, or replayed from a recording of itself.
 
 In: a net, an objective, an optimiser. Out: a `Lane`, whose `gradients(batch)` gives the loss and `update()` applies it; the
-engine calls both for every step. Two ways, with the same bits:
+engine calls both for every step. Two ways, with the same bits but where torch has compiled the net:
 
     eager      forward, autograd's backward, the optimiser's update: what the loop by hand does
     recorded   the step's kernels on memory that stays (`tape`), parameters and optimiser state laid flat (`flat`); on a GPU
@@ -11,9 +11,9 @@ engine calls both for every step. Two ways, with the same bits:
 batch of its shape comes for the second time: it is made eagerly, which is what counts; then it is made again while it is
 recorded, and replayed, and must give the same bits, in loss, gradients, buffers and generator. The next batch of that shape
 is recorded too, and must go the same way; so is the first of an epoch. On a GPU, where that takes tenths of a second,
-`auto` waits for the 32nd. Whatever speaks against it, at any time, sends the training back to eager steps, and `words` say
-why. What somebody changes between two steps (a layer, a rate of dropout, a number that the loss reads) is noticed, and
-recorded anew.
+`auto` waits for the 32nd; and where that pays, or was asked for, torch compiles the net, which is then captured in its place
+(`compiling`). Whatever speaks against it, at any time, sends the training back to eager steps, and `words` say why. What
+somebody changes between two steps (a layer, a rate of dropout, a number that the loss reads) is noticed, and recorded anew.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Gradients = tuple[Tensor, Tensor, Any]  # the loss, the loss with penalties (bot
 _CAPTURED = ("cuda",)  # devices on which a step is captured as a graph
 _OFTEN = 32  # batches of a shape, before a step is captured that nobody asked to have captured
 _NEAR = 1e-3  # of the largest number, on such a device: there, sums are made in any order
+_COMPILED = 0.02  # the same of a running mean, where torch has compiled the net
 _SHAPES = 4  # recordings at most: data that always come in other shapes are not for recording
 _CHECK = 2000  # replays after which the first step of an epoch is compared with an eager one
-_COMPILED = 0.02  # the same of a running mean, where torch has compiled the net
 _QUICKER = 0.97  # of the time of a step, at most, for it to be kept
 _AGAIN = 8  # new recordings at most, because the net was changed from outside
 _ENGINE = getattr(torch.autograd.Variable, "_execution_engine", None)  # autograd's, where this torch has it there
@@ -128,7 +128,7 @@ class Lane:
         self.words = ""  # why steps are eager, where they are
         self.compiled = ""  # how it went, where the net was to be compiled
         self._asked, self._strict = compile, strict
-        self._steps, self._counted = steps, 0
+        self._left = steps or 0  # steps to come; 0 where nobody knows
         self._compiles = not strict and compile != "off"  # on a GPU, where that pays
         self._compiled: compiling.Compiled | None = None
         self._recordings: dict[Any, _Recording] = {}
@@ -160,7 +160,7 @@ class Lane:
     def gradients(self, batch: Batch) -> Gradients:
         """Loss and gradients of a batch. The gradients are in every parameter's `grad`, or missing where it has none."""
         self._look_round()
-        self._counted += 1
+        self._left -= 1
         tensors = _tensors(batch) if self.recorded else None
         if tensors is None:
             return self._eager(batch)
@@ -378,12 +378,10 @@ class Lane:
         """Have torch compile the net for batches like this one, where that was asked for or pays."""
         assert isinstance(found.tape, Graph)
         plain = found.tape.seconds()
-        if self._asked != "on":
-            if self._steps is None:
-                return
-            share = self._sightings[key] / sum(self._sightings.values())
-            if not compiling.pays((self._steps - self._counted) * share * plain, len(found.flow)):
-                return
+        share = self._sightings[key] / sum(self._sightings.values())
+        worth = self._left > 0 and compiling.pays(self._left * share * plain, len(found.flow))
+        if self._asked != "on" and not worth:
+            return
         began = time.perf_counter()
         found.tape.close()  # there may be no memory for both
         try:
@@ -443,8 +441,8 @@ class Lane:
             near, what = _COMPILED, "is less exact when it is compiled"
             held = after.holds(near)
             before.restore()
-            with machine.full_precision(), torch.autocast(self._device, enabled=False):
-                exact = _given(*self._differentiated(found.batch, autocast=contextlib.nullcontext()))
+            with machine.full_precision():
+                exact = _given(*self._differentiated(found.batch, torch.autocast(self._device, enabled=False)))
             after.restore()
             differs = compiling.differs(given, wanted, exact, first)
         else:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_trial import Net
 from torch import nn
 
 from lamina import compiling, engine, lanes, optimizers
@@ -126,20 +127,6 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(Graph, "made", [])
     monkeypatch.setattr(Graph, "pace", 0.5)
     monkeypatch.setattr(compiling, "pays", lambda seconds, operations: True)
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.one, self.norm, self.drop, self.two = (
-            nn.Linear(6, 16),
-            nn.BatchNorm1d(16),
-            nn.Dropout(0.3),
-            nn.Linear(16, 3),
-        )
-
-    def forward(self, x):
-        return self.two(self.drop(torch.tanh(self.norm(self.one(x)))))
 
 
 class Tutorial(nn.Sequential):

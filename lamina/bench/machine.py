@@ -81,9 +81,8 @@ def product_rate(device: torch.device, precision: str, count: int | None = None,
     """Operations a second in a large square product, two for each multiplication with its addition."""
     size = 2048 if device.type == "cpu" else 8192
     dtype = DTYPES["fp32" if precision == "tf32" else precision]
-    one, other, out = (
-        torch.rand(size, size, dtype=dtype, device=device) for _ in range(3)
-    )  # ones cost a GPU less power
+    # Of random numbers, since ones cost a GPU less power.
+    one, other, out = (torch.rand(size, size, dtype=dtype, device=device) for _ in range(3))
     with threads(count or torch.get_num_threads()), _products(precision):
         return 2.0 * size**3 / per_call(lambda: torch.mm(one, other, out=out), device, seconds)
 

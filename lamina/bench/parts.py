@@ -71,13 +71,13 @@ def _of_lane(job: Job, mine: Copy, seconds: float) -> Marks:
     if hasattr(mine.walk, "reuse"):
         mine.walk.reuse = True
     marks: list[dict[str, float]] = []
-    lasting, began, epoch, early = False, time.perf_counter(), 0, 0
+    lasting, began, epoch, steps = False, time.perf_counter(), 0, 0
     try:
         while not _enough(marks, began, seconds):
             spent = _Spent(job.device)
             for batch in mine.walk.epoch(epoch):
                 spent.on("load")
-                settled, early = lane.settled or early >= PATIENCE, early + 1
+                settled, steps = lane.settled or steps >= PATIENCE, steps + 1
                 lane.gradients(batch)
                 spent.on("forward and backward")
                 lane.clip(job.recipe.clip_value or 0.0, job.recipe.clip_norm or 0.0)
