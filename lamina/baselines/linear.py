@@ -26,6 +26,7 @@ from lamina.targets import base
 CELLS = 2e6  # rows x columns in memory, float32
 WORK = 1e7  # rows x columns x outputs in a round of L-BFGS, when the fewest rounds are made
 ROUNDS = (30, 300)  # the fewest and the most; in between, as many as fit
+PIECE = 1 << 16  # numbers worked on together: they stay in the cache of a core
 COLUMNS = 1000  # to which a row may be thinned, to have more rows
 CLASSES_MOST = 200
 
@@ -133,9 +134,14 @@ def _standardised(table: np.ndarray) -> tuple[Tensor, Callable[[np.ndarray], Ten
     floating = table.dtype.kind == "f"
     exact = np.float64 if table.dtype.itemsize > 4 else np.float32  # seconds since 1970 do not fit float32
 
+    step = max(1, PIECE // table.shape[1])
+
     def centred(rows: np.ndarray) -> Tensor:
-        found = torch.from_numpy(rows.astype(exact)).sub_(mean)
-        return (found.nan_to_num_(0, 0, 0) if floating else found).float()
+        found = torch.empty(rows.shape)
+        for at in range(0, len(rows), step):
+            part = torch.from_numpy(rows[at : at + step].astype(exact)).sub_(mean)
+            found[at : at + step] = part.nan_to_num_(0, 0, 0) if floating else part
+        return found
 
     if floating:
         finite = np.isfinite(table)
@@ -144,6 +150,6 @@ def _standardised(table: np.ndarray) -> tuple[Tensor, Callable[[np.ndarray], Ten
         sums, counts = table.sum(0, dtype=np.float64), len(table)
     mean = torch.from_numpy((sums / np.maximum(counts, 1)).astype(exact))
     inputs = centred(table)
-    spread = inputs.square().mean(0).sqrt_()
+    spread = (sum(part.square().sum(0) for part in inputs.split(step)) / len(inputs)).sqrt_()
     spread[spread == 0] = 1
     return inputs.div_(spread), lambda rows: centred(rows).div_(spread)

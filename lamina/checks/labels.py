@@ -24,6 +24,7 @@ LEAST = 0.1  # probability of a label below which it is suspected
 NEIGHBOURS = 20
 MOST = 6_000  # training examples that are compared with each other
 LISTED = 200
+_AT_ONCE = 128  # examples compared with all others at a time, in the same memory
 MANY = 0.01  # of all that were looked at: above it the finding is a warning
 
 
@@ -47,12 +48,13 @@ def of_neighbours(embedding: Tensor, labels: np.ndarray, classes: int) -> np.nda
     near = min(NEIGHBOURS, len(labels) - 1)
     unit = torch.nn.functional.normalize(embedding.float(), dim=1)
     known = torch.nn.functional.one_hot(torch.from_numpy(labels), classes).float()
+    others, memory = unit.T.contiguous(), unit.new_empty(_AT_ONCE, len(unit))
     found = []
-    for start in range(0, len(unit), 1024):
-        alike = unit[start : start + 1024] @ unit.T
-        places = torch.arange(len(alike))
-        alike[places, places + start] = -2.0
-        found.append(known[alike.topk(near, 1).indices].sum(1))
+    for start in range(0, len(unit), _AT_ONCE):
+        some = unit[start : start + _AT_ONCE]
+        alike = torch.mm(some, others, out=memory[: len(some)])
+        alike.diagonal(start).fill_(-2.0)
+        found.append(known[alike.topk(near, 1, sorted=False).indices].sum(1))
     return ((torch.cat(found) + 0.5 / classes) / (near + 0.5)).numpy()  # type: ignore[no-any-return]
 
 

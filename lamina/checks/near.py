@@ -154,8 +154,8 @@ def thumbnails(column: np.ndarray, rows: np.ndarray, side: int = _SIDE) -> np.nd
         some = torch.from_numpy(np.ascontiguousarray(column[rows[start : start + 512]]))
         if some.ndim == 4:
             some = (some if some.shape[1] in (1, 3, 4) else some.permute(0, 3, 1, 2)).float()
-            weights = torch.tensor([0.299, 0.587, 0.114]) if some.shape[1] > 1 else torch.ones(1)  # as JPEG has it
-            some = torch.einsum("nchw,c->nhw", some[:, : len(weights)], weights)
+            weights = torch.tensor([0.299, 0.587, 0.114])  # as JPEG has it
+            some = torch.einsum("nchw,c->nhw", some[:, :3], weights) if some.shape[1] > 1 else some[:, 0]
         some = some.float()
         flat = (adaptive_avg_pool2d(some[:, None], side) if some.shape[1:] != (side, side) else some).flatten(1)
         flat = flat - flat.mean(1, keepdim=True)

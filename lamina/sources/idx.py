@@ -90,15 +90,12 @@ def _parse(stream: io.BufferedIOBase, path: Path, stored: int, *, zipped: bool) 
     large = promised > (mapped.most() or math.inf)
     if large and not zipped and dtype.itemsize == 1:
         return np.memmap(path, dtype, "r", header, shape)  # as it lies there
-    payload = bytearray()
-    count = 0
-    while count <= promised:
-        chunk = stream.read(min(_CHUNK, promised + 1 - count))
-        if not chunk:
-            break
-        count += len(chunk)
-        if not large:
-            payload += chunk
+    payload = memoryview(np.empty(1 if large else promised, np.uint8))
+    count, more = 0, True
+    while more and count < promised:
+        step = min(_CHUNK, promised - count)
+        count += (more := len(stream.read(step)) if large else stream.readinto(payload[count : count + step]))
+    count += len(stream.read(1))
     if count != promised:
         found = f"more than {header + promised:,}" if count > promised else f"{header + count:,}"
         raise DataError(f"{path} unpacks to {found} bytes, but {claim}.", expected=expected, fix="get the file again")
