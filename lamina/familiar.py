@@ -59,6 +59,14 @@ class Familiar:
             found += [apart / self.tensors["limit"][k], self.tensors["least"][k] / apart.clamp_(min=_TINY)]
         return torch.stack(found).amax(0).nan_to_num(nan=_MOST, posinf=_MOST).clamp(max=_MOST)
 
+    def rescaled(self, low: Tensor, step: Tensor) -> Familiar:
+        """The same for a first layer that sees b where it saw low + step * b; low, step: (features,)."""
+        factor, means, start = self.tensors["factor.0"], self.tensors["means.0"], summary(low[None], 0, True)
+        if len(step) > len(factor) and not torch.allclose(step, step[:1]):
+            raise ValueError("features that are added up have a step each")
+        scaled = {"factor.0": step[: len(factor), None] * factor, "means.0": means - start @ factor}
+        return Familiar(self.layers, self.dims, {**self.tensors, **scaled})
+
     def to(self, device: Any) -> Familiar:
         return Familiar(self.layers, self.dims, {name: tensor.to(device) for name, tensor in self.tensors.items()})
 
@@ -150,7 +158,7 @@ def distance(x: Tensor, factor: Tensor, means: Tensor) -> Tensor:
     """(B, E) -> (B,): to the nearest of the whitened means (K, E)."""
     white = x @ factor
     apart = torch.addmm((means * means).sum(1)[:, None], means, white.T, alpha=-2)  # (K, B), less the length of `white`
-    return torch.linalg.vector_norm(white, dim=1).square_().add_(apart.amin(0)).clamp_(min=0).sqrt_()
+    return white.square_().sum(1).add_(apart.amin(0)).clamp_(min=0).sqrt_()
 
 
 # --- Learning what is familiar ----------------------------------------------------------------------------------------

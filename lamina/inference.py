@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lamina.familiar import Watched
+
 BYTES = 13e6  # of the largest tensor on the way. Above some 20 MB the C library gives memory back after every layer and
 # gets it anew, page by page, which doubles the time of the convnet of PyTorch's examples (2 cores, torch 2.13, glibc).
 PORTIONS = (16, 4096)  # the fewest and the most at a time
@@ -117,9 +119,12 @@ def _folded(whole: Any, column: Tensor) -> nn.Module:
     each place, and the first product takes them all."""
     prepare, net = whole
     low, high = (prepare(torch.full_like(column[:1], value)).flatten() for value in (0, 255))
+    step = (high - low) / 255
     first = next(module for module in net.modules() if _is_plain(module, nn.Linear))
     first.bias = nn.Parameter(first.weight @ low + (0 if first.bias is None else first.bias))
-    first.weight = nn.Parameter(first.weight * ((high - low) / 255))
+    first.weight = nn.Parameter(first.weight * step)
+    if isinstance(net, Watched):
+        net.familiar = net.familiar.rescaled(low, step)
     whole[0] = _Float()
     return whole  # type: ignore[no-any-return]
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lamina import familiar
 from lamina.domains.arrays import Scale
 from lamina.domains.base import Domain, Encoded
 from lamina.inference import portion, quickest
@@ -127,10 +128,10 @@ def test_a_net_whose_layers_cannot_be_replaced_answers_as_before(kind):
     assert kind == "scripted" or list(map(id, net.modules())) == list(map(id, modules))
 
 
-def mlp():
+def mlp(width=48):
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(48, 20), nn.ReLU(), nn.Linear(20, 9), nn.Tanh(), nn.Linear(9, 4)
+        nn.Flatten(), nn.Linear(width, 20), nn.ReLU(), nn.Linear(20, 9), nn.Tanh(), nn.Linear(9, 4)
     ).eval()
 
 
@@ -200,6 +201,30 @@ def test_the_scaling_of_bytes_goes_into_the_first_product(scale, bias):
         assert type(quick[0]) is not Scale and whole[0] is scale
         for some in (x[:7], x, x[:1]):  # into memory that is used again
             assert torch.allclose(quick(some), whole(some), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "width", "goes"),
+    [
+        (Scale(255.0), 16, True),
+        (Scale(255.0, [0.3] * 16, [0.2] * 16), 16, True),
+        (Scale(255.0, 0.3, 0.2), 80, True),  # so many that they are added up
+        (Scale(255.0, [0.3] * 80, [0.1 + 0.01 * k for k in range(80)]), 80, False),
+    ],
+)
+def test_the_scaling_goes_into_what_is_looked_at_too(scale, width, goes):
+    net, x = mlp(3 * width), torch.randint(0, 256, (400, 3, width), dtype=torch.uint8)
+    with torch.no_grad():
+        inputs = [(scale(part),) for part in x.split(50)]
+        known = familiar.learn(net, inputs[:6], None, inputs[6:], both_sides=True)
+        whole = nn.Sequential(scale, familiar.Watched(net, known))
+        quick = quickest(whole, (x,))
+        odd = torch.randint(0, 2, (50, 3, width), dtype=torch.uint8)
+        assert (type(quick[0]) is not Scale) is goes
+        for some in (x, odd):
+            assert torch.allclose(quick(some), whole(some), atol=1e-3)
+        strange = whole(torch.cat([x, odd]))[:, -1]
+        assert strange[:400].max() > 0.3 and strange[400:].min() > 1 and whole[1].familiar is known
 
 
 class Skip(nn.Module):

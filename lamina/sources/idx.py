@@ -90,11 +90,14 @@ def _parse(stream: io.BufferedIOBase, path: Path, stored: int, *, zipped: bool) 
     large = promised > (mapped.most() or math.inf)
     if large and not zipped and dtype.itemsize == 1:
         return np.memmap(path, dtype, "r", header, shape)  # as it lies there
-    payload = memoryview(np.empty(1 if large else promised, np.uint8))
-    count, more = 0, True
-    while more and count < promised:
+    payload = np.empty(0 if large else promised, np.uint8)
+    count = 0
+    while count < promised:
         step = min(_CHUNK, promised - count)
-        count += (more := len(stream.read(step)) if large else stream.readinto(payload[count : count + step]))
+        got = len(stream.read(step)) if large else stream.readinto(payload.data[count : count + step])
+        if not got:
+            break
+        count += got
     count += len(stream.read(1))
     if count != promised:
         found = f"more than {header + promised:,}" if count > promised else f"{header + count:,}"
