@@ -62,26 +62,26 @@ class Scale(nn.Module):
         return f"divisor={self.divisor}, standard={self.shift is not None}"
 
 
-def moments(column: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over some axes, in float64; bytes by their histogram, without a float copy."""
-    if column.dtype == np.uint8 and axes == tuple(range(column.ndim)):
-        counts = np.bincount(column.reshape(-1), minlength=256).astype(np.float64)
-        values = np.arange(256)
-        mean = (counts * values).sum() / counts.sum()
-        return mean, np.sqrt((counts * (values - mean) ** 2).sum() / counts.sum())
-    return column.mean(axes, dtype=np.float64), column.std(axes, dtype=np.float64)
-
-
-def mapped_moments(column: np.ndarray, rows: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The same over some rows of a column that lies on the disk: twice through it, piece by piece."""
+def parts(column: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Some rows of a column, piece by piece, in the order in which they lie there."""
     wanted = np.zeros(len(column), bool)
     wanted[rows] = True
-    per_row = 1 if axes == (0,) else int(np.prod(column.shape[1:]))
-    count = len(rows) * per_row
-    mean = sum(column[piece][wanted[piece]].sum(axes, dtype=np.float64) for piece in mapped.pieces(column)) / count
-    square = sum(
-        ((column[piece][wanted[piece]].astype(np.float64) - mean) ** 2).sum(axes) for piece in mapped.pieces(column)
-    )
+    for piece in mapped.pieces(column):
+        yield column[piece][wanted[piece]]
+
+
+def moments(column: np.ndarray, rows: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of some rows over some axes, in float64: twice through them, bytes once, by their
+    histogram."""
+    if column.dtype == np.uint8 and axes == tuple(range(column.ndim)):
+        counts, values = np.zeros(256), np.arange(256)
+        for part in parts(column, rows):
+            counts += torch.bincount(torch.from_numpy(part.reshape(-1)), minlength=256).numpy()
+        mean = (counts * values).sum() / counts.sum()
+        return mean, np.sqrt((counts * (values - mean) ** 2).sum() / counts.sum())
+    count = len(rows) * (1 if axes == (0,) else int(np.prod(column.shape[1:])))
+    mean = sum(part.sum(axes, dtype=np.float64) for part in parts(column, rows)) / count
+    square = sum(((part.astype(np.float64) - mean) ** 2).sum(axes) for part in parts(column, rows))
     return mean, np.sqrt(square / count)
 
 
@@ -145,7 +145,7 @@ class Arrays(Domain):
         if self.scale == "standard":
             column = np.asarray(inputs[0])
             axes = (0,) if column.ndim == 2 else tuple(range(column.ndim))
-            mean, std = mapped_moments(column, rows, axes) if mapped.is_mapped(column) else moments(column[rows], axes)
+            mean, std = moments(column, rows, axes)
             self.mean, self.std = mean.tolist(), spread(mean, std).tolist()
 
     def encode(self, inputs: Any) -> Any:

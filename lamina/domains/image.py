@@ -26,9 +26,9 @@ from lamina.domains.arrays import (
     Scale,
     array_file,
     as_numbers,
-    mapped_moments,
     moments,
     not_finite,
+    parts,
     spread,
 )
 from lamina.domains.base import Domain, Encoded
@@ -231,18 +231,12 @@ class Image(Domain):
         self.bytes = column.dtype == torch.uint8
         if self.bytes and self.scale != "standard":
             return
-        on_disk = mapped.is_mapped(column)
-        if on_disk:
-            self.unit = self.bytes or all(column[p].min() >= 0 and column[p].max() <= 1 for p in mapped.pieces(column))
-        else:
-            training = column.numpy()[rows]
-            self.unit = self.bytes or bool(training.min() >= 0 and training.max() <= 1)
+        table = column.numpy()
+        self.unit = self.bytes or all(
+            part.min(initial=0) >= 0 and part.max(initial=1) <= 1 for part in parts(table, rows)
+        )
         if self.scale == "standard":
-            planes = range(self.channels)
-            if on_disk:
-                pairs = [mapped_moments(column[:, c].numpy(), rows, (0, 1, 2)) for c in planes]
-            else:
-                pairs = [moments(training[:, c], (0, 1, 2)) for c in planes]
+            pairs = [moments(table[:, channel], rows, (0, 1, 2)) for channel in range(self.channels)]
             unit = 255.0 if self.bytes else 1.0
             self.mean = [[[float(mean) / unit]] for mean, _ in pairs]
             self.std = [[[float(spread(mean, std)) / unit]] for mean, std in pairs]
@@ -352,9 +346,9 @@ class Image(Domain):
             return super().plain(inputs, rows, model)
         height, width = (min(side, THUMBNAIL) for side in inputs[0].shape[2:])
         step = max(1, mapped.PIECE // inputs[0][0].numel())
-        parts = torch.from_numpy(rows).split(step)
         small = [
-            F.adaptive_avg_pool2d(mapped.take(inputs[0], part).float(), (height, width)).flatten(1) for part in parts
+            F.adaptive_avg_pool2d(mapped.take(inputs[0], part).float(), (height, width)).flatten(1)
+            for part in torch.from_numpy(rows).split(step)
         ]
         return torch.cat(small).numpy()
 
