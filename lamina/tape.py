@@ -245,6 +245,30 @@ def _pool_backward(gradient: Tensor, *arguments: Any, grad_input: Tensor) -> Non
     aten.max_pool2d_with_indices_backward.grad_input._op(gradient_as_wanted, *arguments, grad_input=grad_input)
 
 
+def _embedding(weight: Tensor, indices: Tensor, *_: Any, out: Tensor) -> None:
+    """Rows of a table, as torch's own looks them up, which has no kernel that writes into given memory."""
+    torch.index_select(weight, 0, indices.reshape(-1), out=out.view(-1, out.shape[-1]))
+
+
+def _embedding_backward(
+    gradient: Tensor, indices: Tensor, rows: int, padding: int, by_count: bool, *, out: Tensor
+) -> None:
+    """The gradient of a table: torch's own adds up row by row in the same order, and takes up to four times as long."""
+    out.zero_().index_add_(0, indices.reshape(-1), gradient.reshape(-1, gradient.shape[-1]))
+    if padding >= 0:
+        out[padding].zero_()
+
+
+def _ours(operation: Operation) -> Callable[..., None] | None:
+    """A kernel of ours that writes into given memory, to the same bits; None where torch's is taken."""
+    if operation.function is aten.embedding.default:
+        return _embedding
+    exact = operation.results[0].dtype in (torch.float32, torch.float64)  # in others torch rounds every sum
+    if operation.function is aten.embedding_dense_backward.default and exact and not operation.arguments[4]:
+        return _embedding_backward
+    return None
+
+
 @dataclass
 class _Call:
     """One call of the tape; `into` are the tensors it writes, where it has a kernel for that."""
@@ -293,6 +317,8 @@ def _call(operation: Operation) -> _Call:
         into, arguments, keywords = _copy, (operation.results[0], arguments[0]), {}
     elif function._schema.is_mutable and not operation.made:
         into = function._op if operation.run is function else operation.run
+    elif operation.run is function and (ours := _ours(operation)) is not None:
+        into, keywords = ours, {"out": operation.results[0]}
     elif operation.run is function:
         if function is aten.relu.default:  # torch's relu is this, and has no kernel that writes into given memory
             function, arguments = aten.clamp_min.default, (arguments[0], 0)

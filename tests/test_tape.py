@@ -311,6 +311,34 @@ def test_two_threads_at_sizes_that_are_shared_out() -> None:
     prove(step(net, x, y, nn.CrossEntropyLoss()), [x, y], held(net), renew=new_values)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "rows, width, shape", [(3, 2, (7,)), (43, 16, (256,)), (5000, 64, (64, 50)), (40, 1, (2, 3, 4))]
+)
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 1}, {"scale_grad_by_freq": True}])
+def test_tables(
+    options: dict[str, Any], rows: int, width: int, shape: tuple[int, ...], dtype: torch.dtype, threads: int
+) -> None:
+    """Rows looked up and their gradient, a few rows most of the time."""
+    table = torch.randn(rows, width, dtype=dtype, requires_grad=True)
+    scale = torch.randn(*shape, width, dtype=dtype)
+
+    def codes(given: Tensor) -> Tensor:
+        return (torch.rand(given.shape) ** 4 * rows).long()
+
+    indices = codes(torch.zeros(shape[::-1], dtype=torch.int64))
+
+    def function() -> list[Tensor]:
+        found = F.embedding(indices.permute(*range(len(shape))[::-1]), table, **options)
+        return [found, *torch.autograd.grad((found * scale).sum(), [table])]
+
+    torch.set_num_threads(threads)
+    made = prove(function, [indices], [table, scale], renew=codes)
+    ours = dtype != torch.bfloat16 and "scale_grad_by_freq" not in options
+    assert (tape._embedding_backward in [call[0] for call in made.calls]) is ours
+
+
 @pytest.mark.parametrize("name", ["relu", "gelu", "conv", "lstm", "transformer", "pieces"])
 def test_float64(name: str) -> None:
     net, x, y = a_net(name, torch.float64)
