@@ -24,38 +24,48 @@ BYTES = 13e6  # of the largest tensor on the way. Above some 20 MB the C library
 # gets it anew, page by page, which doubles the time of the convnet of PyTorch's examples (2 cores, torch 2.13, glibc).
 PORTIONS = (16, 4096)  # the fewest and the most at a time
 ELSEWHERE = 1000
-FEW = 2  # examples that are tried
+FEW = 4  # examples that are tried
 WORTH = 4  # portions from which on a trial pays
 
 
-def portion(net: nn.Module, inputs: tuple[Tensor, ...], ask: Callable[[], Any] | None = None) -> int:
-    """How many examples to give a net at a time: a power of two that keeps every tensor on the way below 13 MB.
+def portion(net: nn.Module, inputs: tuple[Tensor, ...], ask: Callable[[int], Any] | None = None) -> int:
+    """How many examples to give a net at a time: a power of two that keeps every tensor on the way below 13 MB that grows
+    with them; others are as large whatever their number.
 
-    inputs: one example or more. ask: how the net is asked about these, where it is not called with them alone.
+    inputs: one example or more. ask: how the net is asked about the first so many, where it is not called with them alone.
     """
     if inputs[0].device.type != "cpu":
         return ELSEWHERE
-    few = tuple(column[:FEW] for column in inputs) if ask is None else inputs
-    with torch.no_grad(), _Largest(net) as seen:
-        ask() if ask is not None else net(*few)
-    largest = max([seen.bytes, *(column.nbytes for column in few)]) / len(few[0])
-    fitting = max(1, int(BYTES / max(1.0, largest)))
+    count = min(FEW, len(inputs[0]))
+    sizes = []
+    for some in dict.fromkeys((count, max(1, count // 2))):
+        few = tuple(column[:some] for column in inputs)
+        with torch.no_grad(), _Sizes(net) as seen:
+            ask(some) if ask is not None else net(*few)
+        sizes.append([*seen.bytes, *(column.nbytes for column in few)])
+    all_, half = sizes[0], sizes[-1]
+    if len(sizes) == 2 and len(all_) == len(half):
+        growing = [(one, (one - other) / (count - count // 2)) for one, other in zip(all_, half, strict=True)]
+    else:
+        growing = [(one, one / count) for one in all_]
+    room = [(BYTES - max(0.0, one - each * count)) / each for one, each in growing if each > 0]
+    fitting = max(1, int(min(room, default=1)))
     least, most = PORTIONS
     return min(most, max(least, 1 << (fitting.bit_length() - 1)))
 
 
-class _Largest(TorchFunctionMode):
-    """Notes the size of the largest tensor that is made on the way; weights are not made, they are there."""
+class _Sizes(TorchFunctionMode):
+    """Notes the bytes of each tensor that is made on the way; weights are not made, they are there."""
 
     def __init__(self, net: nn.Module):
-        self.bytes = 0
+        self.bytes: list[int] = []
         self._known = {weight.untyped_storage().data_ptr() for weight in (*net.parameters(), *net.buffers())}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
         plain = isinstance(made, Tensor) and made.layout == torch.strided
         if plain and made.untyped_storage().data_ptr() not in self._known:
-            self.bytes = max(self.bytes, made.nbytes)
+            self.bytes.append(made.nbytes)
         return made
 
 

@@ -53,6 +53,25 @@ def test_a_portion_is_not_made_small_by_weights():
     assert portion(net, (torch.zeros(2, 1),)) == portion(nn.Linear(1, 1500), (torch.zeros(2, 1),)) == 2048
 
 
+class Made(nn.Module):
+    """Its weights are made anew at each call; of odd numbers of examples it makes one tensor more."""
+
+    def __init__(self, odd=False):
+        super().__init__()
+        self.seed, self.odd = nn.Parameter(torch.zeros(1000)), odd
+
+    def forward(self, x):
+        x = x + 0 if self.odd and len(x) % 2 else x
+        return x @ (self.seed[:, None] * torch.ones(1000)).sum(0)[: x.shape[1]]
+
+
+def test_a_portion_is_not_made_small_by_what_does_not_grow_with_it():
+    assert portion(Made(), (torch.zeros(9, 1000),)) == 2048  # 4 kB of input an example; 4 MB of weights
+    few = torch.zeros(2, 1000)
+    assert portion(Made(odd=True), (few,)) == 16  # the calls cannot be compared: 2 MB an example, and so the fewest
+    assert portion(nn.Linear(1000, 2), (few[:1],)) == 2048
+
+
 def test_a_copy_with_the_channels_last_answers_the_same_and_the_net_is_left_alone():
     net, x = convnet(nn.Flatten()), torch.randn(9, 3, 10, 10)
     before = [weight.stride() for weight in net.parameters()]
@@ -317,7 +336,7 @@ def test_validation_asks_in_portions_also_a_net_that_is_told_the_answers():
     x, truth = torch.randn(300, 6), torch.randint(0, 4, (300,))
     walk = Told().batches(net, Encoded((x,), truth), None, batch_size=256, shuffle=False)
     found = Told().validate(net, walk, target, nn.CrossEntropyLoss())
-    assert net.sizes == [2, 128, 128, 44] and walk.batch_size == 256
+    assert net.sizes == [4, 2, 128, 128, 44] and walk.batch_size == 256
     with torch.no_grad():
         expected = F.cross_entropy(net.layer(x) + F.one_hot(truth, 4), truth)
     assert found["loss"] == pytest.approx(float(expected), rel=1e-5)

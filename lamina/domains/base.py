@@ -24,6 +24,7 @@ from lamina.batches.aside import SetAside
 from lamina.errors import DataError, UsageError
 from lamina.findings import Finding
 from lamina.inference import ELSEWHERE, FEW, PORTIONS, WORTH, portion, quickest
+from lamina.pieces import part
 from lamina.recipe import Recipe
 from lamina.sources import Examples, Source, describe
 from lamina.sources import open as open_source
@@ -164,7 +165,7 @@ class Domain:
             else:
                 walk.batch_size = FEW
                 few = next(walk.epoch(0))
-                walk.batch_size = portion(net, few.inputs, lambda: self.outputs(net, few))  # as it is called below
+                walk.batch_size = portion(net, few.inputs, lambda count: self.outputs(net, part(few, slice(count))))
         total: Any = 0.0
         over_all: Any = 0  # what the loss's mean is taken over, together
         sums: dict[str, Tensor] = {}
