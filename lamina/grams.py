@@ -27,6 +27,7 @@ LETTERS = 16  # letters looked at for each word that a text may have
 LONGEST = 40  # letters of a word: what is longer is cut into pieces of this length
 PIECES = (2, 6)  # the shortest and longest piece, in letters; the end of a word counts as one
 _TOGETHER = 2048  # texts
+_KEPT = 1 << 16  # runs whose pieces are kept: the same ones come again and again
 # Thai, Lao, Burmese, Khmer, Japanese, Chinese
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _UNSPACED += "\U00020000-\U0003ffff"
@@ -59,7 +60,7 @@ def runs(text: str, most: int) -> list[str]:
     """The words of a text as spaces and marks divide it, `most` at most; none is longer than LONGEST."""
     text = unicodedata.normalize("NFC", text[: most * LETTERS])
     found = unicodedata.normalize("NFC", text.casefold()).translate(_CHARACTERS).split()
-    if len(text) > LONGEST and any(len(run) > LONGEST for run in found):
+    if max(map(len, found), default=0) > LONGEST:
         found = [run[at : at + LONGEST] for run in found for at in range(0, len(run), LONGEST)]
     return found[:most]
 
@@ -163,6 +164,7 @@ class Index:
         self.singles = len(list(itertools.takewhile(lambda word: " " not in word, words)))
         self._word = {word: k for k, word in enumerate(words[: self.singles], 1)}
         self._piece = {piece: k for k, piece in enumerate(pieces, 1)}
+        self._kept = functools.lru_cache(maxsize=_KEPT)(self._pieces_of)
         self.words, self.pieces = len(words), len(pieces)
         base = self.singles + 1
         halves = [pair.split(" ") for pair in words[self.singles :]]
@@ -201,7 +203,7 @@ class Index:
             pairs = np.where(self._codes[places] == codes, self._sorted[places] + self.singles + 1, 0)
         yield _once(np.concatenate([found.texts_of_words, of_pairs]), np.concatenate([singles, pairs]), self.words)
 
-        lists = [[number for piece in pieces(run) if (number := self._piece.get(piece))] for run in found.runs]
+        lists = list(map(self._kept, found.runs))
         sizes = np.array([len(numbers) for numbers in lists], np.int64)
         flat = np.fromiter(itertools.chain.from_iterable(lists), np.int64, int(sizes.sum()))
         if len(sizes):
@@ -211,6 +213,9 @@ class Index:
         else:
             yield flat, flat
         yield found.texts_of_words, np.where(singles > 0, singles, self.singles + 1)
+
+    def _pieces_of(self, run: str) -> list[int]:
+        return [number for piece in pieces(run) if (number := self._piece.get(piece))]
 
     def _some(self, texts: Sequence[str], most: int, widths: tuple[int, int, int]) -> Iterator[np.ndarray]:
         for k, (of_texts, numbers) in enumerate(self._numbers(texts, most)):
