@@ -40,6 +40,7 @@ _OFTEN = 32  # batches of a shape, before a step is captured that nobody asked t
 _NEAR = 1e-3  # of the largest number, on such a device: there, sums are made in any order
 _COMPILED = 0.02  # the same of a running mean, where torch has compiled the net
 _SHAPES = 4  # recordings at most: data that always come in other shapes are not for recording
+_PAYS = 50  # batches of a further shape to come, for its recording to cost less than it saves
 _CHECK = 2000  # replays after which the first step of an epoch is compared with an eager one
 _QUICKER = 0.97  # of the time of a step, at most, for it to be kept
 _AGAIN = 8  # new recordings at most, because the net was changed from outside
@@ -128,7 +129,7 @@ class Lane:
         self.words = ""  # why steps are eager, where they are
         self.compiled = ""  # how it went, where the net was to be compiled
         self._asked, self._strict = compile, strict
-        self._left = steps or 0  # steps to come; 0 where nobody knows
+        self._planned = self._left = steps or 0  # steps to come; 0 where nobody knows
         self._compiles = not strict and compile != "off"  # on a GPU, where that pays
         self._compiled: compiling.Compiled | None = None
         self._recordings: dict[Any, _Recording] = {}
@@ -332,11 +333,15 @@ class Lane:
         self._recordings.clear()
 
     def _worth_it(self, key: Any) -> bool:
-        """Whether batches of this shape are recorded: when they come for the second time, and not if all are different."""
+        """Whether batches of this shape are recorded: when they come for the second time, and not if all are different; of a
+        further shape, such as that of the last batch of an epoch, if so many are to come that it pays."""
         times = self._sightings[key] = self._sightings.get(key, 0) + 1
         if len(self._sightings) > 64 and not self._recordings:
             self._give_up("its batches come in ever new shapes")
         often = _OFTEN if self._device in _CAPTURED and self._asked == "auto" else 2
+        rare = times * self._left < _PAYS * (self._planned - self._left)  # as often as it came until now
+        if self._recordings and self._asked == "auto" and self._planned and rare:
+            return False
         return self.recorded and times >= often and self._used is not None and len(self._recordings) < _SHAPES
 
     def _recorded(self, batch: Batch, tensors: list[Tensor], key: Any, found: _Recording | None) -> Gradients:

@@ -648,6 +648,16 @@ def test_a_short_last_batch_is_made_eagerly_or_recorded():
     compare(parts=RAGGED, compile="off")
 
 
+@pytest.mark.parametrize(("steps", "shapes"), [(21, {8}), (10_000, {3, 8}), (None, {3, 8})])
+def test_a_further_shape_is_recorded_where_so_many_are_to_come_that_it_pays(steps, shapes):
+    net = made()
+    optimizer, objective = fused(net.parameters()), engine.supervised(F.cross_entropy)
+    lane = lanes.Lane(net, objective, optimizer, steps=steps)
+    for _ in lamina.learn(net, RAGGED, optimizer=optimizer, objective=objective, epochs=3, lane=lane):
+        found = {recording.batch.count for recording in lane._recordings.values()}
+    assert found == shapes
+
+
 def test_two_inputs():
     assert compare(Two, [(x, x.flip(1), y) for x, y in PARTS]).recorded
 
