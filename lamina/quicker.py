@@ -1,10 +1,11 @@
 """Kernels for which there are quicker ones: equal in meaning, not in every bit.
 
-In: a step that runs on the CPU. Out: the same step, in which two of torch's kernels are replaced where they have much to do:
+In: a step that runs on the CPU. Out: the same step, in which some of torch's kernels are replaced where they have much to do:
 
     masks of dropout                   numbers of the generator serve several places (`masks`)
     the bias's gradient, convolution   torch's sum in place of oneDNN's, which takes twice as long and is thirty times less
                                        exact, for it adds up a batch one number after the other
+    the table's gradient, embedding_bag    rows scaled, then added up all at once: a fifth of the time
 
 Used by `lanes` in every step, recorded or not, so that both have the same bits; `strict` does without.
 """
@@ -37,12 +38,55 @@ def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, biases: A
     return by_x, by_weight, by_bias
 
 
+def _bag_backward(
+    gradient: Tensor, indices: Tensor, offsets: Tensor, bags: Tensor, sizes: Tensor, most: Tensor, rows: int, by_count: bool,
+    mode: int, sparse: bool, weights: Tensor | None, padding: int = -1, *, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """aten._embedding_bag_backward: gradient (bags, D), indices (n,) -> (rows, D), into `out` if that is given."""
+    exact = gradient.dtype in (torch.float32, torch.float64) and gradient.device.type == "cpu"
+    if sparse or by_count or mode not in (_SUM, _MEAN) or indices.numel() < MANY or not exact:
+        found = aten._embedding_bag_backward.default(
+            gradient, indices, offsets, bags, sizes, most, rows, by_count, mode, sparse, weights, padding
+        )
+        return found if out is None else out.copy_(found)
+    if not bags.numel():  # forward did not need to know which bag an index is in
+        begun = indices.new_zeros(len(indices) + 1).index_add_(0, offsets, torch.ones_like(offsets))
+        bags = begun.cumsum(0)[:-1].sub_(1)
+    part = gradient if mode == _SUM else gradient / sizes.clamp(min=1)[:, None]
+    source = part.index_select(0, bags)
+    if weights is not None:
+        source.mul_(weights[:, None])
+    found = gradient.new_empty(rows, gradient.shape[1]) if out is None else out
+    add_rows(found, indices, source)
+    if padding >= 0:
+        found[padding].zero_()
+    return found
+
+
+def add_rows(out: Tensor, indices: Tensor, source: Tensor) -> None:
+    """out (R, D) becomes the sum of the rows of source (n, D) that `indices` (n,) give to each of its rows, one after the
+    other in their order, as torch adds up the gradient of an embedding; up to ten times as fast."""
+    width = source.shape[1]
+    out.zero_()
+    if width <= NARROW and len(source) >= MANY and out.is_contiguous():
+        places = indices.long()[:, None] * width + torch.arange(width)
+        out.view(-1).scatter_add_(0, places.reshape(-1), source.reshape(-1))
+    else:
+        out.index_add_(0, indices.long(), source)
+
+
 LARGE = 65_536  # numbers of a gradient: 0.05 ms
+MANY = 1024  # rows that are added up
+NARROW = 8  # numbers of a row that are better added up one by one
+_SUM, _MEAN = 0, 1
 INSTEAD: dict[Any, Callable[..., Any]] = {
     aten.bernoulli_.float: fill,
     aten.convolution_backward.default: _convolution_backward,
+    aten._embedding_bag_backward.default: _bag_backward,
 }
-_MODULES = (nn.modules.dropout._DropoutNd, nn.MultiheadAttention, nn.RNNBase, nn.modules.conv._ConvNd)
+_MODULES = (
+    nn.modules.dropout._DropoutNd, nn.MultiheadAttention, nn.RNNBase, nn.modules.conv._ConvNd, nn.EmbeddingBag
+)  # fmt: skip
 
 
 def concerns(net: nn.Module) -> bool:
@@ -61,7 +105,8 @@ class Quicker(TorchDispatchMode):
         run = INSTEAD.get(function)
         if run is None:
             return function(*args, **(kwargs or {}))
-        self.seen = self.seen or args[0].numel() >= (LARGE_MASK if run is fill else LARGE)
+        bag = run is _bag_backward
+        self.seen = self.seen or args[bag].numel() >= (MANY if bag else LARGE_MASK if run is fill else LARGE)
         return run(*args, **(kwargs or {}))
 
 

@@ -30,6 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lamina.quicker import add_rows
+
 aten = torch.ops.aten
 Span = tuple[int, torch.dtype, int, tuple[int, ...], tuple[int, ...]]  # storage, dtype, offset, size, stride
 
@@ -182,7 +184,8 @@ def record(
 ) -> tuple[list[Operation], Any]:
     """Run a function, and give what it did and what it returned. Raises Unrecordable.
 
-    instead: functions to call in the place of operations, now and at every replay. device: the type of device on which
+    instead: functions to call in the place of operations, now and at every replay; those that can write their result into
+    given memory take it as `out`. device: the type of device on which
     all of it must happen. A `Tape` can be made of what happens on the CPU.
     """
     recorder = _Recorder(instead or {}, device)
@@ -277,14 +280,16 @@ def _embedding(weight: Tensor, indices: Tensor, *_: Any, out: Tensor) -> None:
 def _embedding_backward(
     gradient: Tensor, indices: Tensor, rows: int, padding: int, by_count: bool, *, out: Tensor
 ) -> None:
-    """The gradient of a table: torch's own adds up row by row in the same order, and takes up to four times as long."""
-    out.zero_().index_add_(0, indices.reshape(-1), gradient.reshape(-1, gradient.shape[-1]))
+    """The gradient of a table, to the bits of torch's own."""
+    add_rows(out, indices.reshape(-1), gradient.reshape(-1, gradient.shape[-1]))
     if padding >= 0:
         out[padding].zero_()
 
 
 def _ours(operation: Operation) -> Callable[..., None] | None:
     """A kernel of ours that writes into given memory, to the same bits; None where torch's is taken."""
+    if operation.run is not operation.function:  # called in the place of torch's
+        return operation.run if "out" in inspect.signature(operation.run).parameters else None
     if operation.function is aten.embedding.default:
         return _embedding
     exact = operation.results[0].dtype in (torch.float32, torch.float64)  # in others torch rounds every sum
@@ -341,8 +346,8 @@ def _call(operation: Operation) -> _Call:
         into, arguments, keywords = _copy, (operation.results[0], arguments[0]), {}
     elif function._schema.is_mutable and not operation.made:
         into = function._op if operation.run is function else operation.run
-    elif operation.run is function and (ours := _ours(operation)) is not None:
-        into, keywords = ours, {"out": operation.results[0]}
+    elif (ours := _ours(operation)) is not None:
+        into, keywords = ours, {**keywords, "out": operation.results[0]}
     elif operation.run is function:
         if function is aten.relu.default:  # torch's relu is this, and has no kernel that writes into given memory
             function, arguments = aten.clamp_min.default, (arguments[0], 0)

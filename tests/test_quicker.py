@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamina import masks, quicker
+import lamina
+from lamina import Batches, engine, lanes, masks, quicker
 from lamina.quicker import Quicker, concerns
 
 N = 1 << 20  # places of a mask
@@ -54,7 +57,78 @@ def test_small_gradients_and_those_without_a_bias_are_torchs() -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
 
 
+def bagged(length: int, width: int = 3, whole: torch.dtype = torch.int64, dtype: torch.dtype = torch.float32, *,
+           flat: bool = False, weighed: bool = False, **options: object) -> Tensor:  # fmt: skip
+    """The gradient of a table of 50 rows, looked up so many times: in bags of 8, or of any size, some of them empty."""
+    torch.manual_seed(0)
+    indices = (torch.rand(length, dtype=torch.float64) ** 3 * 50).to(whole)
+    table = torch.randn(50, width).to(dtype).requires_grad_()
+    weights = torch.rand(length).to(dtype) if weighed else None
+    offsets = torch.cat([torch.zeros(2), torch.randint(0, length, (20,)).sort().values]).to(whole) if flat else None
+    if offsets is not None and options.get("include_last_offset"):
+        offsets[-1] = length
+    if not flat:
+        indices, weights = indices.view(-1, 8), None if weights is None else weights.view(-1, 8)
+    found = F.embedding_bag(indices, table, offsets, per_sample_weights=weights, **options)  # type: ignore[arg-type]
+    return torch.autograd.grad(found, [table], torch.randn(found.shape).to(dtype))[0]
+
+
+BAGS: list[dict[str, Any]] = [
+    {"mode": "sum"}, {"mode": "mean"}, {"mode": "sum", "weighed": True}, {"mode": "mean", "padding_idx": 0},
+    {"mode": "sum", "padding_idx": 3, "weighed": True}, {"mode": "mean", "flat": True}, {"mode": "sum", "flat": True},
+    {"mode": "mean", "flat": True, "include_last_offset": True, "whole": torch.int32},
+    {"mode": "sum", "flat": True, "include_last_offset": True, "weighed": True}, {"mode": "mean", "width": 20},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [80, 4000])
+@pytest.mark.parametrize("options", BAGS)
+def test_the_gradient_of_a_bag_is_that_of_double_precision(options: dict[str, Any], length: int) -> None:
+    truth, plain = bagged(length, dtype=torch.float64, **options), bagged(length, **options)
+    with Quicker() as mode:
+        found = bagged(length, **options)
+    assert mode.seen is (length >= quicker.MANY) and (mode.seen or torch.equal(found, plain))
+    assert float((found - truth).norm() / truth.norm()) < 1e-5
+    assert float((found - truth).norm()) <= 4 * float(
+        (plain - truth).norm()
+    )  # one that adds up fused is a little nearer
+    assert torch.equal(found == 0, plain == 0)
+
+
+@pytest.mark.parametrize("options", [
+    {"mode": "max"}, {"mode": "sum", "scale_grad_by_freq": True}, {"mode": "sum", "sparse": True},
+    {"mode": "mean", "dtype": torch.bfloat16},
+])  # fmt: skip
+def test_other_bags_are_torchs(options: dict[str, Any]) -> None:
+    plain = bagged(4000, **options)
+    with Quicker():
+        found = bagged(4000, **options)
+    assert torch.equal(found.to_dense(), plain.to_dense())
+
+
+class Bags(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.EmbeddingBag(50, 20), nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.table(x))
+
+
+def test_a_step_with_a_bag_is_recorded_with_its_gradient_where_it_is_wanted() -> None:
+    torch.manual_seed(0)
+    net, x, y = Bags(), torch.randint(0, 50, (320, 40)), torch.randint(0, 3, (320,))
+    optimizer, objective = torch.optim.Adam(net.parameters(), fused=True), engine.supervised(F.cross_entropy)
+    lane = lanes.Lane(net, objective, optimizer)
+    for _ in lamina.learn(
+        net, Batches(x, y, batch_size=64), optimizer=optimizer, objective=objective, epochs=3, lane=lane
+    ):
+        made = [recording.tape for recording in lane._recordings.values()]
+    assert lane.recorded and len(made) == 1 and made[0].names.count("copy") == 1  # of the loss
+
+
 @pytest.mark.parametrize("net, expected", [
+    (nn.EmbeddingBag(5, 2), True),
     (nn.Linear(2, 2), False), (nn.Dropout(), True), (nn.Sequential(nn.Conv1d(1, 1, 1)), True), (nn.GRU(1, 1), True),
     (nn.TransformerEncoderLayer(4, 2), True), (nn.BatchNorm1d(2), False),
 ])  # fmt: skip
