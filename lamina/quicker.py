@@ -105,8 +105,11 @@ class Quicker(TorchDispatchMode):
         run = INSTEAD.get(function)
         if run is None:
             return function(*args, **(kwargs or {}))
-        bag = run is _bag_backward
-        self.seen = self.seen or args[bag].numel() >= (MANY if bag else LARGE_MASK if run is fill else LARGE)
+        if run is _bag_backward:
+            much = args[1].numel() >= MANY
+        else:
+            much = args[0].numel() >= (LARGE_MASK if run is fill else LARGE)
+        self.seen = self.seen or much
         return run(*args, **(kwargs or {}))
 
 

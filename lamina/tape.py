@@ -292,9 +292,9 @@ def _ours(operation: Operation) -> Callable[..., None] | None:
         return operation.run if "out" in inspect.signature(operation.run).parameters else None
     if operation.function is aten.embedding.default:
         return _embedding
-    exact = operation.results[0].dtype in (torch.float32, torch.float64)  # in others torch rounds every sum
-    if operation.function is aten.embedding_dense_backward.default and exact and not operation.arguments[4]:
-        return _embedding_backward
+    if operation.function is aten.embedding_dense_backward.default and not operation.arguments[4]:
+        exact = operation.results[0].dtype in (torch.float32, torch.float64)  # in others torch rounds every sum
+        return _embedding_backward if exact else None
     return None
 
 
