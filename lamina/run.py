@@ -566,12 +566,12 @@ def predictions_csv(
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([name, *columns, *(["error"] if errors else [])])
-    rows = zip(*columns.values(), strict=True)
-    for k, called in enumerate(ids):
+    rows = zip(*map(_cells, columns.values()), strict=True)
+    for k, called in enumerate(_cells(ids)):
         if broken and k in broken:
-            writer.writerow([_cell(called), *[""] * len(columns), _cell(broken[k])])
+            writer.writerow([called, *[""] * len(columns), _cell(broken[k])])
         else:
-            writer.writerow([_cell(called), *map(_cell, next(rows)), *([""] if errors else [])])
+            writer.writerow([called, *next(rows), *([""] if errors else [])])
     return out.getvalue()
 
 
@@ -637,12 +637,20 @@ def shared_predictions(one: Run, other: Run) -> tuple[np.ndarray, Answers, Answe
     )
 
 
+def _cells(column: Iterable[Any]) -> list[Any]:
+    plain = isinstance(column, np.ndarray) and column.dtype.kind in "fiubOU"  # whose numbers Python has as well
+    return list(map(_cell, column.tolist() if plain else column))  # type: ignore[attr-defined]
+
+
+_FORMULA = frozenset("=+-@\t\r\n＝＋－＠")  # the wide ones in Japan
+
+
 def _cell(value: Any) -> Any:
     """Numbers to seven digits, true and false; text that a spreadsheet would run as a formula gets an apostrophe."""
     if isinstance(value, (bool, np.bool_)):
         return str(bool(value)).lower()
     if isinstance(value, (float, np.floating)):
         return f"{float(value):.7g}"
-    if isinstance(value, str) and value[:1] in tuple("=+-@\t\r\n＝＋－＠"):  # the wide ones in Japan
+    if isinstance(value, str) and value[:1] in _FORMULA:
         return value if recipe.share(value) is not None else "'" + value  # a number is none, with its sign
     return value

@@ -29,6 +29,7 @@ from lamina.errors import UsageError
 _HEAVY = 0.005  # seconds a step: below this, another precision is not worth a trial
 _LIGHT = 0.010  # seconds a step: above this, one thread is never faster than several
 _KERNELS = 10_000  # weights of convolutions
+_CLEAR = 1.2  # times as long with one thread: then it is not asked again
 _LEARNED = 8  # steps by which precisions are compared
 
 
@@ -166,6 +167,8 @@ def _try_one_thread(found: Choice, way: _Way, here: int) -> None:
         torch.set_num_threads(1)
         alone.append(way.seconds())
         torch.set_num_threads(here)
+        if alone[0] > _CLEAR * several[0]:
+            break  # and those who do not know better take all threads
         several.append(way.seconds())
     if min(alone) < 0.97 * min(several):
         found.reasons["threads"] = _times(min(several), min(alone), f"{here} threads")
