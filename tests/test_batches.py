@@ -14,7 +14,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, RandomSampler, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 import lamina
 from lamina import batches as b
@@ -434,6 +444,73 @@ def test_a_loader_is_walked_exactly_as_its_owner_made_it(name):
         assert torch.cat([batch.indices for batch in found]).tolist() == list(range(10))
 
 
+class Back:
+    """A batch sampler that counts from the end."""
+
+    def __iter__(self):
+        yield from ([-1, -2], [-3], [0, -4, 5])
+
+    def __len__(self):
+        return 3
+
+
+class Doubled(TensorDataset):
+    def __getitem__(self, index):
+        return tuple(2 * part for part in super().__getitem__(index))
+
+
+def last_first(items):
+    return default_collate(items[::-1])
+
+
+ROWS = torch.arange(20.0).reshape(2, 10).t()  # not contiguous
+OF_TENSORS = {
+    "shuffled": (TensorDataset(ROWS, Y), {"batch_size": 3, "shuffle": True}, True),
+    "own generator": (
+        TensorDataset(ROWS, Y),
+        {"batch_size": 4, "shuffle": True, "generator": torch.Generator().manual_seed(3)},
+        True,
+    ),
+    "weighted": (
+        TensorDataset(ROWS, ROWS, Y),
+        {"batch_size": 3, "sampler": WeightedRandomSampler([1.0] * 9 + [9.0], 12), "drop_last": True},
+        True,
+    ),
+    "own batches": (TensorDataset(ROWS, Y), {"batch_sampler": Back()}, True),
+    "one column": (TensorDataset(ROWS), {"batch_size": 4}, True),
+    "subclass": (Doubled(ROWS, Y), {"batch_size": 3, "shuffle": True}, False),
+    "own collate": (TensorDataset(ROWS, Y), {"batch_size": 3, "collate_fn": last_first}, False),
+    "worker": (TensorDataset(ROWS, Y), {"batch_size": 3, "shuffle": True, "num_workers": 1}, False),
+    "a gradient": (TensorDataset(ROWS.clone().requires_grad_(), Y), {"batch_size": 3}, False),
+    "rows as tensors": (TensorDataset(ROWS, Y), {"batch_size": 3, "sampler": list(torch.arange(10))}, False),
+}
+
+
+@pytest.mark.parametrize("name", list(OF_TENSORS))
+def test_rows_of_tensors_are_those_that_the_loader_stacks(name, monkeypatch):
+    dataset, options, at_once = OF_TENSORS[name]
+
+    def walk(made):
+        torch.manual_seed(7)
+        if "generator" in options:
+            options["generator"].manual_seed(3)
+        loader = DataLoader(dataset, **options)
+        found = [made(loader) for _ in range(2)]
+        return found, torch.get_rng_state(), loader.generator and loader.generator.get_state()
+
+    expected, after, own = walk(list)
+    called, getitem = [], TensorDataset.__getitem__
+    monkeypatch.setattr(TensorDataset, "__getitem__", lambda self, row: called.append(row) or getitem(self, row))
+    found, now, too = walk(lambda loader: list(b.LoaderBatches(loader).epoch(0)))
+    for plain, batches in zip(expected, found, strict=True):
+        for parts, batch in zip(plain, batches, strict=True):
+            mine = [*batch.inputs, *([] if batch.truth is None else [batch.truth])]
+            for part, other in zip(parts, mine, strict=True):
+                assert torch.equal(part, other) and part.stride() == other.stride() and part.dtype == other.dtype
+    assert torch.equal(after, now) and (own is None or torch.equal(own, too))
+    assert bool(called) is (not at_once and name != "worker")  # the worker's calls are its own
+
+
 @pytest.mark.parametrize("at", [(0, 1), (0, 2), (1, 1), (1, 0), (2, 0)])
 @pytest.mark.parametrize("name", ["process", "own generator", "own sampler", "two workers", "stream"])
 def test_a_loader_goes_on_where_its_state_was_saved(name, at):
@@ -499,7 +576,8 @@ def test_a_streams_length_may_be_unknown():
     ("given", "kind"),
     [
         (lamina.Batches(X, Y), lamina.Batches),
-        (TensorDataset(X, Y), b.DatasetBatches),
+        (TensorDataset(X, Y), lamina.Batches),
+        (TensorDataset(X), b.DatasetBatches),
         (ConcatDataset([TensorDataset(X, Y)]), b.DatasetBatches),
         (DataLoader(TensorDataset(X, Y)), b.LoaderBatches),
         ([(X, Y)], b.LoaderBatches),

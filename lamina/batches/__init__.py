@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lamina.batches.batch import Batch as Batch
 from lamina.batches.batch import Order as Order
@@ -46,6 +46,8 @@ def walkable(batches: Any, device: torch.device | str = "cpu") -> Any:
     """Batches for the engine from what a user brings: ours as they are, a DataLoader or an iterable wrapped."""
     if hasattr(batches, "epoch") and callable(batches.epoch):
         return batches
+    if type(batches) is TensorDataset and len(batches.tensors) > 1:
+        return over(batches.tensors[:-1], batches.tensors[-1], device=device)
     if isinstance(batches, Dataset):
         return over(batches, device=device)
     columns = batches if isinstance(batches, tuple) else (batches,)
