@@ -2,9 +2,10 @@
 
     python benchmarks/nets.py [--only lstm] [--turns 3]
 
-By hand: all examples one tensor, a permutation and one indexing operation a batch, torch's optimiser (fused where it has such a
-kernel), nothing read back. Both take turns in one process; an epoch of each turn warms up, `lamina.learn` three, since in the
-first steps it records. The last column says why steps were not recorded, where they were not.
+By hand: all examples one tensor, a permutation and one indexing operation a batch, or where the job says so a `DataLoader`,
+which `lamina.learn` then gets as well; torch's optimiser (fused where it has such a kernel), nothing read back. Both take
+turns in one process; an epoch of each turn warms up, `lamina.learn` three, since in the first steps it records. The last
+column says why steps were not recorded, where they were not.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import measured
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import lamina
 from lamina import Batches
@@ -117,10 +119,27 @@ class Job:
     optimizer: Callable[[Any], torch.optim.Optimizer] = adam
     whole: int = 0
     options: dict[str, Any] = field(default_factory=dict)  # of `lamina.learn`
+    dataset: Callable[[Tensor, Tensor], Any] | None = None  # which a DataLoader reads
 
     def data(self) -> tuple[Tensor, Tensor]:
         x = torch.randint(0, self.whole, self.shape) if self.whole else torch.randn(self.shape)
         return x, torch.randint(0, self.classes, self.shape[:1])
+
+    def loader(self, x: Tensor, y: Tensor) -> Any:
+        return None if self.dataset is None else DataLoader(self.dataset(x, y), self.batch_size, shuffle=True)
+
+
+class Rows(Dataset[Any]):
+    """Examples made in Python, one by one."""
+
+    def __init__(self, x: Tensor, y: Tensor):
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
+        return self.x[k], self.y[k]
 
 
 TUTORIAL = (784, 128, 64, 10)
@@ -140,6 +159,8 @@ JOBS = {
     ),
     "the same, gradients clipped": Job(lambda: dense(*TUTORIAL), (6000, 784), 10, options={"clip_norm": 1.0}),
     "the same, L1": Job(lambda: dense(*TUTORIAL), (6000, 784), 10, options={"penalty": l1}),
+    "the same, DataLoader": Job(lambda: dense(*TUTORIAL), (6000, 784), 10, dataset=TensorDataset),
+    "the same, DataLoader, own Dataset": Job(lambda: dense(*TUTORIAL), (6000, 784), 10, dataset=Rows),
     "13-32-32-3, batch 32": Job(lambda: dense(13, 32, 32, 3), (3000, 13), 3, 32),
     "ten layers of 64, tanh": Job(lambda: dense(20, *[64] * 10, 5, act=nn.Tanh), (6000, 20), 5),
     "784-1024-1024-10, batch 128": Job(lambda: dense(784, 1024, 1024, 10), (6000, 784), 10, 128),
@@ -160,9 +181,15 @@ def by_hand(job: Job, x: Tensor, y: Tensor) -> Iterator[None]:
     """Epoch after epoch."""
     net, penalty, clip = job.net(), job.options.get("penalty"), job.options.get("clip_norm")
     optimizer = job.optimizer(net.parameters())
-    while True:
+    loader = job.loader(x, y)
+
+    def cut() -> Iterator[tuple[Tensor, Tensor]]:
         for rows in torch.randperm(len(x)).split(job.batch_size):
-            loss = F.cross_entropy(net(x.index_select(0, rows)), y.index_select(0, rows))
+            yield x.index_select(0, rows), y.index_select(0, rows)
+
+    while True:
+        for inputs, truth in cut() if loader is None else loader:
+            loss = F.cross_entropy(net(inputs), truth)
             if penalty is not None:
                 loss = loss + penalty(net)
             optimizer.zero_grad()
@@ -175,7 +202,7 @@ def by_hand(job: Job, x: Tensor, y: Tensor) -> Iterator[None]:
 
 def learned(job: Job, x: Tensor, y: Tensor, words: list[str]) -> Iterator[None]:
     net = job.net()
-    batches, optimizer = Batches(x, y, batch_size=job.batch_size), job.optimizer(net.parameters())
+    batches, optimizer = job.loader(x, y) or Batches(x, y, batch_size=job.batch_size), job.optimizer(net.parameters())
     for progress in lamina.learn(net, batches, nn.CrossEntropyLoss(), optimizer, epochs=1000, **job.options):
         if progress.epoch_end:
             words[:] = [progress.eager]
