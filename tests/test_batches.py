@@ -426,6 +426,7 @@ def loaders():
         ),
         "two workers": DataLoader(Noisy(), batch_size=3, shuffle=True, num_workers=2),
         "stream": DataLoader(Stream(noise=True), batch_size=3),
+        "tensors": DataLoader(TensorDataset(X, Y), batch_size=3, shuffle=True),
         "list": [(X[:5], Y[:5]), (X[5:], Y[5:])],
     }
 
@@ -512,7 +513,7 @@ def test_rows_of_tensors_are_those_that_the_loader_stacks(name, monkeypatch):
 
 
 @pytest.mark.parametrize("at", [(0, 1), (0, 2), (1, 1), (1, 0), (2, 0)])
-@pytest.mark.parametrize("name", ["process", "own generator", "own sampler", "two workers", "stream"])
+@pytest.mark.parametrize("name", ["process", "own generator", "own sampler", "two workers", "stream", "tensors"])
 def test_a_loader_goes_on_where_its_state_was_saved(name, at):
     """(epoch, batch): the rest of the epoch and the next one are as if nothing had happened, in a new process."""
 
