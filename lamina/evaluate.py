@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lamina import errors, keyed
+from lamina.imports import loading
 
 if TYPE_CHECKING:
     from lamina.targets.base import Answers, Measure
@@ -110,7 +111,8 @@ def scores(
 
 def clopper_pearson(right, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """The exact interval of a share, `right` of `n`; arrays welcome. (0, 1) where n is 0. Clopper and Pearson, 1934."""
-    from scipy.special import betaincinv
+    with loading():
+        from scipy.special import betaincinv
 
     right, n = np.asarray(right, float), np.asarray(n, float)
     tail = (1 - level) / 2
@@ -302,7 +304,8 @@ def beats(headline: Mapping[str, Any], baseline: Mapping[str, Any]) -> int:
 
 def _mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
     """Two-sided binomial test on the examples that exactly one of the two got right."""
-    from scipy.special import bdtr
+    with loading():
+        from scipy.special import bdtr
 
     only_a, only_b = int(((right_a == 1) & (right_b == 0)).sum()), int(((right_a == 0) & (right_b == 1)).sum())
     if only_a + only_b == 0:
@@ -439,7 +442,8 @@ class _Sums:
 
 def _cells(truth, answers: Answers, units: _Units, labels: Sequence | None) -> tuple[int, Any]:
     """K, and what each unit adds to the K x K cells of the confusion matrix: sparse, None where there are too many."""
-    from scipy.sparse import csr_array
+    with loading():
+        from scipy.sparse import csr_array
 
     known, n = _known(labels, truth, answers.prediction), len(truth)
     size = len(known)
@@ -453,7 +457,8 @@ def _sums(
     measure: Measure, truth, answers: Answers, units: _Units, cells: Callable[[], tuple[int, Any]]
 ) -> _Sums | None:
     """The measure as a function of sums, where it says how. cells: gives those of the confusion matrix."""
-    from scipy.sparse import csr_array
+    with loading():
+        from scipy.sparse import csr_array
 
     n = len(truth)
     sizes = np.bincount(units.of, minlength=units.count).astype(float)
@@ -532,7 +537,8 @@ def _at(measure: Measure, truth, answers: Answers, rows: np.ndarray) -> float:
 
 def _interval(value: float, draws: np.ndarray, left_out: np.ndarray | None, level: float) -> dict:
     """BCa where the jackknife is known, percentiles otherwise, the normal one from fewer than 100 draws."""
-    from scipy.special import ndtr, ndtri
+    with loading():
+        from scipy.special import ndtr, ndtri
 
     finite = draws[np.isfinite(draws)]
     if len(finite) < max(2, len(draws) / 2):

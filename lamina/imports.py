@@ -1,6 +1,6 @@
 """Heavy libraries, loaded without a search for garbage.
 
-In: nothing. Out: a context in which the collector of cycles rests. Called wherever torch, scikit-learn or matplotlib is
+In: nothing. Out: a context in which the collector of cycles rests. Called wherever torch, scipy, scikit-learn or matplotlib is
 loaded. What is loaded stays, so there is nothing to collect; yet the collector walks through all of it again and again,
 which is a fifth of the time that loading takes.
 """

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lamina.errors import UsageError
+from lamina.imports import loading
 from lamina.keyed import Key
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ _LEVELS = 4096  # steps of the table of quantiles: the coefficient's mean is exa
 
 def beta_quantiles(alpha: float) -> Tensor:
     """The quantiles of Beta(alpha, alpha) at (i + 1/2) / 4096, float32: torch draws Beta only from a state."""
-    from scipy.special import betaincinv
+    with loading():
+        from scipy.special import betaincinv
 
     return torch.from_numpy(betaincinv(alpha, alpha, (torch.arange(_LEVELS).double().numpy() + 0.5) / _LEVELS)).float()
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from lamina import documents, files, foreign, weights
 from lamina.errors import RunError, UsageError, near
+from lamina.imports import loading
 from lamina.nets.textnet import Bag
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -125,7 +126,8 @@ def _card_of_timm(name: str, model: str) -> Card:
 
 def _timm() -> Any:
     try:
-        import timm
+        with loading():
+            import timm
     except ImportError as error:
         raise UsageError(
             f"--net timm:NAME needs timm, which cannot be imported here: {error}.",
@@ -139,8 +141,9 @@ def _timm() -> Any:
 def _transformers(inputs: str) -> Iterator[Any]:
     """The library, without its bars and advice."""
     try:
-        import transformers
-        from transformers.utils import logging
+        with loading():
+            import transformers
+            from transformers.utils import logging
     except ImportError as error:
         extra = "text" if inputs == "texts" else "image"
         raise UsageError(

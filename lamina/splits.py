@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lamina.errors import DataError, UsageError, near, rows
+from lamina.imports import loading
 from lamina.sources.arrays import distinct, gaps
 
 PARTS = ("train", "valid", "test")
@@ -281,8 +282,9 @@ def _same(copies: Any) -> tuple[np.ndarray | None, int]:
 
 def _united(groups: np.ndarray, same: np.ndarray) -> np.ndarray:
     """(N,) numbers of what hangs together by groups and by copies."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    with loading():
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
 
     codes = _codes(groups)
     nodes = int(codes.max()) + 1 + int(same.max()) + 1

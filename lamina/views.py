@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lamina import mapped
+from lamina.imports import loading
 from lamina.keyed import Key, number
 
 Change = Callable[[tuple[Tensor, ...], Key], tuple[Tensor, ...]]
@@ -81,7 +82,8 @@ def points(train: Any, *others: Any, seed: int = 0, dense: bool = True) -> list[
     tables = [train, *others]
     sparse = hasattr(train, "tocsr")
     if sparse:
-        from sklearn.feature_extraction.text import TfidfTransformer
+        with loading():
+            from sklearn.feature_extraction.text import TfidfTransformer
 
         weighed = TfidfTransformer().fit(train)
         tables = [weighed.transform(table) for table in tables]
@@ -93,7 +95,8 @@ def points(train: Any, *others: Any, seed: int = 0, dense: bool = True) -> list[
             mean, spread = np.nanmean(tables[0], 0), np.nanstd(tables[0], 0)
             tables = [np.nan_to_num((table - mean) / np.where(spread > 0, spread, 1)) for table in tables]
     if tables[0].shape[1] > PARTS:
-        from sklearn.decomposition import PCA, TruncatedSVD
+        with loading():
+            from sklearn.decomposition import PCA, TruncatedSVD
 
         parts, state = min(PARTS, tables[0].shape[0] - 1), seed & 0xFFFFFFFF
         model: Any = TruncatedSVD(parts, random_state=state)
@@ -109,7 +112,8 @@ def points(train: Any, *others: Any, seed: int = 0, dense: bool = True) -> list[
 def neighbours(train: Any, others: Any = None, count: int = NEAR) -> np.ndarray:
     """The nearest points of train (N, D), dense or sparse, to each of its own, itself left out, or to each of others:
     int64 (n, count), as many as there are."""
-    from sklearn.neighbors import NearestNeighbors
+    with loading():
+        from sklearn.neighbors import NearestNeighbors
 
     count = min(count, train.shape[0] - 1)
     model = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(train)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lamina import keyed
+from lamina.imports import loading
 from lamina.targets import base
 
 CELLS = 2e6  # rows x columns for each second allowed
@@ -35,9 +36,10 @@ def fit_predict(
     task: str, x_train: Any, y_train: np.ndarray, x_test: Any, known: np.ndarray, *, seed: int, seconds: float
 ) -> tuple[np.ndarray, int, str]:
     """Fit on as many rows as the limit allows -> (probabilities (n, K), rows, what was left out)."""
-    from sklearn.decomposition import PCA
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-    from sklearn.pipeline import make_pipeline
+    with loading():
+        from sklearn.decomposition import PCA
+        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+        from sklearn.pipeline import make_pipeline
 
     train, test = (np.nan_to_num(x.reshape(len(x), -1).astype(np.float32)) for x in (x_train, x_test))
     generator = np.random.default_rng(keyed.number(seed, "fisher"))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lamina.baselines import limits
+from lamina.imports import loading
 from lamina.targets import base
 
 NUMBERS = (
@@ -41,8 +42,9 @@ def fit_predict(
     task: str, x_train: Any, y_train: np.ndarray, x_test: Any, known: np.ndarray, *, seed: int, seconds: float
 ) -> tuple[np.ndarray, int, str]:
     """Fit on as many rows as the limit allows -> (probabilities or numbers, rows, what was left out)."""
-    from sklearn.feature_extraction.text import TfidfTransformer
-    from sklearn.linear_model import LogisticRegression, Ridge
+    with loading():
+        from sklearn.feature_extraction.text import TfidfTransformer
+        from sklearn.linear_model import LogisticRegression, Ridge
 
     n, outputs = x_train.shape[0], _outputs(task, y_train)
     share = seconds * NUMBERS / max(1, x_train.nnz * max(1, outputs - (task == "classes" and outputs == 2)))

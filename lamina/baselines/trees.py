@@ -14,6 +14,7 @@ import numpy as np
 
 from lamina import keyed
 from lamina.baselines import limits
+from lamina.imports import loading
 from lamina.targets import base
 
 # For each second allowed. A core of the usual kind needs about that long.
@@ -35,7 +36,8 @@ def fit_predict(
     task: str, x_train: Any, y_train: np.ndarray, x_test: Any, known: np.ndarray, *, seed: int, seconds: float
 ) -> tuple[np.ndarray, int, str]:
     """Fit on as many rows as the limit allows -> (probabilities or numbers, rows, what was left out)."""
-    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    with loading():
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     x_train, x_test = (np.asarray(x).reshape(len(x), -1) for x in (x_train, x_test))
     (n, width), outputs = x_train.shape, limits.outputs(task, y_train)

@@ -18,6 +18,7 @@ from lamina.checks import near
 from lamina.checks.columns import codes, is_identifier
 from lamina.checks.pool import SHOWN, Pool, every, shortened
 from lamina.findings import Finding
+from lamina.imports import loading
 from lamina.splits import PARTS
 
 CHAIN = 0.05  # of all examples that may hang together by near copies: above it they are made after one template
@@ -51,8 +52,9 @@ def united(first: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """(N,) numbers of what hangs together by `first` (a row each row belongs to) and by pairs of rows (M, 2)."""
     if not len(pairs):
         return np.unique(first, return_inverse=True)[1].reshape(-1)
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    with loading():
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
 
     rows = np.concatenate([np.arange(len(first)), pairs[:, 0]])
     others = np.concatenate([first, pairs[:, 1]])

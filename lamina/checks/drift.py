@@ -17,6 +17,7 @@ from lamina.checks.columns import codes, ignore
 from lamina.checks.copies import codes_of
 from lamina.checks.pool import SHOWN, Pool, shortened
 from lamina.findings import Finding
+from lamina.imports import loading
 from lamina.splits import PARTS
 
 ROWS = 5000  # looked at on each side
@@ -109,7 +110,8 @@ def _numbers(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
 def _words(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
     """(half the sum of the differences of the shares, the p-value of Pearson's chi-squared test; with Yates' correction where
     there are two words). Not by `scipy.stats`, whose import alone takes longer than all checks of most sets."""
-    from scipy.special import chdtrc
+    with loading():
+        from scipy.special import chdtrc
 
     _, both = np.unique(np.concatenate([before, after]), return_inverse=True)
     both = both.reshape(-1)

@@ -25,6 +25,7 @@ from lamina.domains.arrays import Scale
 from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, UsageError
 from lamina.findings import Finding
+from lamina.imports import loading
 from lamina.recipe import Recipe
 from lamina.sources import Examples, Source
 from lamina.splits import spread
@@ -311,7 +312,8 @@ def _texts(inputs: Any, rows: np.ndarray | None) -> list[str]:
 
 def _sparse(numbers: np.ndarray) -> Any:
     """N-grams (n, A), numbers from 1 up -> a sparse matrix (n, GRAMS) of 0 and 1."""
-    from scipy import sparse
+    with loading():
+        from scipy import sparse
 
     of_texts, places = np.nonzero(numbers)
     shape = (len(numbers), pretrained.GRAMS)

@@ -27,6 +27,7 @@ from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, UsageError, near
 from lamina.errors import rows as row_words
 from lamina.findings import Finding
+from lamina.imports import loading
 from lamina.nets.textnet import SIZES, TextNet
 from lamina.recipe import Recipe
 from lamina.sources import Columns, Examples, Source, formats
@@ -271,7 +272,8 @@ class Text(Domain):
 
     def plain(self, inputs: Any, rows: np.ndarray, model: str) -> Any:
         """Which words and pairs of words stand in each text, as a sparse matrix (n, F) of 0 and 1."""
-        from scipy import sparse
+        with loading():
+            from scipy import sparse
 
         numbers = mapped.take(inputs[0], torch.from_numpy(rows)).numpy()
         of_texts, places = np.nonzero(numbers)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamina.errors import UsageError
+from lamina.imports import loading
 from lamina.nets import base
 
 SIZES = {
@@ -244,7 +245,8 @@ def company(tokens: Tensor, kinds: int, width: int) -> Tensor:
     """Embeddings (kinds, at most `width`) of the words in tokens (N, T): how much more often than by chance they stand
     within 5 words of others, which is positive pointwise mutual information, by its largest eigenvectors (Levy and Goldberg,
     2014). Their root mean square is 0.1; row 0 is zero."""
-    from scipy import sparse
+    with loading():
+        from scipy import sparse
 
     rows = max(1, _TOKENS // tokens.shape[1])
     table = tokens[:: -(-len(tokens) // rows)].numpy()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lamina.imports import loading
 from lamina.sources import Examples, Source, describe
 
 _MEASURED = ("radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity", "concave points",
@@ -62,7 +63,8 @@ def _columns(name: str) -> tuple[np.ndarray, np.ndarray]:
         table = np.loadtxt(folder / file, delimiter=",", skiprows=header)
         return table[:, :-1], table[:, -1]
     except FileNotFoundError:
-        from sklearn import datasets
+        with loading():
+            from sklearn import datasets
 
         options = {"scaled": False} if name == "diabetes" else {}
         return getattr(datasets, f"load_{name}")(return_X_y=True, **options)

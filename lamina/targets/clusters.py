@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lamina import files, foreign, weights
 from lamina.errors import DataError, RunError, UsageError
+from lamina.imports import loading
 from lamina.keyed import number
 from lamina.recipe import Recipe
 from lamina.sources import Examples
@@ -95,7 +96,8 @@ def _squares(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 def _kmeans(points: np.ndarray, clusters: int, seed: int, starts: int) -> np.ndarray:
     """Centres (K, D)."""
-    from sklearn.cluster import KMeans
+    with loading():
+        from sklearn.cluster import KMeans
 
     found = KMeans(clusters, n_init=starts, random_state=seed & 0xFFFFFFFF).fit(
         np.ascontiguousarray(points, np.float32)
@@ -105,7 +107,8 @@ def _kmeans(points: np.ndarray, clusters: int, seed: int, starts: int) -> np.nda
 
 def group(points: np.ndarray, clusters: int, seed: int = 0) -> Grouping:
     """k-means of points (N, D), and of AGAIN resamples of them."""
-    from scipy.optimize import linear_sum_assignment
+    with loading():
+        from scipy.optimize import linear_sum_assignment
 
     centres = _kmeans(points, clusters, number(seed, "clusters"), 10)
     squares = _squares(points, centres)
@@ -134,7 +137,8 @@ def count(points: np.ndarray, most: int = MOST, seed: int = 0) -> tuple[int, lis
     Arabie, 1985) of all pairs of those clusterings on the same points. Ben-Hur, Elisseeff and Guyon, "A stability based
     method for discovering structure in clustered data", PSB 2002. -> (number, an entry a number tried).
     """
-    from sklearn.metrics import adjusted_rand_score
+    with loading():
+        from sklearn.metrics import adjusted_rand_score
 
     rng = np.random.default_rng(number(seed, "count"))
     points = points[rng.permutation(len(points))[:TRIED_ON]]
