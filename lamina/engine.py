@@ -227,6 +227,7 @@ def learn(
     if accumulate == 1 and scaler is None and hasattr(batches, "reuse"):
         batches.reuse = True
     before = _Before(net, device)
+    lane.keep = before.keep
     looked_at = scaler is None
     masked = looked_at and not near and all(group.get("fused") for group in optimizer.param_groups)
     there = OnDevice(state, lane, before.put_back, clip_value, clip_norm) if masked else None
@@ -248,7 +249,7 @@ def learn(
                         group["lr"] = group["initial_lr"] * factor
 
                 # Forward and backward.
-                before.keep()
+                before.forget()
                 most = state.most
                 step, parts = _made_in_pieces(window, lane, scaler, state, before)
                 progress.incident = {} if state.most == most else _in_pieces(state.most, window, net)
@@ -342,6 +343,11 @@ class _Before:
         groups = [[b for b in self.buffers if (b.dtype, b.device) == kind] for kind in kinds]
         self._groups = [(group, _joined(group)) for group in groups]  # each group's values in one tensor
         self._device = device if device.type == "cuda" else None
+        self._generator: Tensor | None = None
+
+    def forget(self) -> None:
+        """A new step: nothing is kept, as long as nothing changes."""
+        self._generator = None
 
     def keep(self) -> None:
         self._generator = torch.get_rng_state()
@@ -352,6 +358,8 @@ class _Before:
 
     def rewind(self) -> None:
         """The generators as they were: what is made again draws the same numbers."""
+        if self._generator is None:
+            return
         torch.set_rng_state(self._generator)
         if self._device is not None:
             torch.cuda.set_rng_state(self._on_device, self._device)
@@ -382,6 +390,7 @@ class _Step:
 def _made(window: list[Batch], lane: Lane, scaler: Any) -> _Step:
     """Forward and backward."""
     if len(window) > 1 or scaler is not None:
+        lane.keep()
         return _accumulated(window, lane, scaler)
     value, whole, count = lane.gradients(window[0])
     near = _read(whole)

@@ -99,6 +99,7 @@ class _Recording:
     compiled: bool = False  # by torch
     rest: Graph | None = None  # on a GPU, what follows the gradients
     settings: list[Any] = field(default_factory=list)  # of the optimiser, as they are in `rest`
+    quiet: bool = False  # it draws no random numbers, and writes to no buffer
     confirmed: bool = False  # a second batch went the same way
     replays: int = 0  # since it was last compared with an eager step
 
@@ -127,6 +128,7 @@ class Lane:
         self.autocast = autocast if autocast is not None else contextlib.nullcontext()
         self.flat: flats.Flat | None = None
         self.words = ""  # why steps are eager, where they are
+        self.keep: Callable[[], None] = lambda: None  # called before what changes generators or buffers
         self.compiled = ""  # how it went, where the net was to be compiled
         self._asked, self._strict = compile, strict
         self._planned = self._left = steps or 0  # steps to come; 0 where nobody knows
@@ -164,19 +166,23 @@ class Lane:
         self._left -= 1
         tensors = _tensors(batch) if self.recorded else None
         if tensors is None:
+            self.keep()
             return self._eager(batch)
         key = (batch.known, *[(part.shape, part.dtype) for part in tensors])
         found = self._recordings.get(key)
+        due = batch.epoch != self._epoch and found is not None and found.replays >= _CHECK
+        if found is not None and found.confirmed and not due:
+            if not found.quiet:
+                self.keep()
+            found.batch.take(tensors)
+            found.replays += 1
+            self._made = found
+            return self._replayed(found)
+        self.keep()
         if found is None and not self._worth_it(key):
             return self._eager(batch)
-        due = batch.epoch != self._epoch and found is not None and found.replays >= _CHECK
-        if found is None or not found.confirmed or due:
-            self._epoch = batch.epoch
-            return self._recorded(batch, tensors, key, found)
-        found.batch.take(tensors)
-        found.replays += 1
-        self._made = found
-        return self._replayed(found)
+        self._epoch = batch.epoch
+        return self._recorded(batch, tensors, key, found)
 
     @property
     def settled(self) -> bool:
@@ -497,7 +503,8 @@ class Lane:
             made = Graph(lambda: _given(*self._differentiated(still)), places)
         else:
             made = tape.Tape(rewrites.rewritten(operations, set(map(tape.storage, kept))), kept, places)
-        return _Recording(still, flow, made, self._used or [], count)
+        quiet = self._device == "cpu" and not self._guard.lasting and not any(map(tape.draws, operations))
+        return _Recording(still, flow, made, self._used or [], count, quiet=quiet)
 
     def _places_of(self, given: Sequence[Tensor]) -> dict[int, Tensor]:
         """Where the gradients among what a step gives lie flat, by their number."""

@@ -91,6 +91,11 @@ def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value)
 
 
+def draws(operation: Operation) -> bool:
+    """Whether it takes random numbers."""
+    return torch.Tag.nondeterministic_seeded in operation.function.tags
+
+
 def storage(tensor: Tensor) -> int:
     """Which piece of memory a tensor lies on, for as long as somebody holds that."""
     return tensor.untyped_storage()._cdata
@@ -320,8 +325,7 @@ def _calls(operations: list[Operation]) -> list[_Call]:
             written.update(map(storage, operation.tensors()))
     calls = []
     for operation in operations:
-        seeded = torch.Tag.nondeterministic_seeded in operation.function.tags
-        constant = not seeded and (not operation.tensors() or operation.function in _CONSTANTS)
+        constant = not draws(operation) and (not operation.tensors() or operation.function in _CONSTANTS)
         if not operation.function._schema.is_mutable and not operation.made:
             continue  # a view
         if operation.function in EMPTY or not constant or written.intersection(operation.made):

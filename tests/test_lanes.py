@@ -658,6 +658,44 @@ def test_a_further_shape_is_recorded_where_so_many_are_to_come_that_it_pays(step
     assert found == shapes
 
 
+def drops(net):
+    net.norm = nn.Identity()
+
+
+def drops_and_norms(net):
+    pass
+
+
+def neither(net):
+    drops(net)
+    net.drop = nn.Identity()
+    del net.mean  # a buffer
+
+
+@pytest.mark.parametrize(("change", "kept"), [(neither, 2), (drops, 14), (drops_and_norms, 14)])
+def test_what_changes_nothing_but_weights_is_made_without_keeping_generators(change, kept, monkeypatch):
+    """14 steps; two are eager before the recording is believed."""
+    calls, keep = [], engine._Before.keep
+    monkeypatch.setattr(engine._Before, "keep", lambda self: calls.append(1) or keep(self))
+    net = made(change=change)
+    _, lane = learned(net, PARTS, F.cross_entropy, fused(net.parameters()), epochs=2)
+    assert lane.recorded and len(calls) in (kept, kept + 1)
+
+
+def test_what_is_made_again_after_a_step_that_kept_nothing_leaves_the_generators_alone():
+    drawn = []
+    bad = [*PARTS, (torch.full((8, 6), float("nan")), PARTS[0][1])]
+
+    def body(step, net, optimizer):
+        torch.rand(3)
+        drawn.append(torch.get_rng_state())
+
+    net = made(change=neither)
+    with pytest.raises(Diverged, match="was not applied"):
+        learned(net, bad, F.cross_entropy, fused(net.parameters()), body=body, epochs=1)
+    assert len(drawn) == 7 and torch.equal(torch.get_rng_state(), drawn[-1])
+
+
 def test_two_inputs():
     assert compare(Two, [(x, x.flip(1), y) for x, y in PARTS]).recorded
 
