@@ -36,18 +36,19 @@ def portion(net: nn.Module, inputs: tuple[Tensor, ...], ask: Callable[[int], Any
     """
     if inputs[0].device.type != "cpu":
         return ELSEWHERE
-    count = min(FEW, len(inputs[0]))
-    sizes = []
-    for some in dict.fromkeys((count, max(1, count // 2))):
+
+    def sizes(some: int) -> list[int]:
         few = tuple(column[:some] for column in inputs)
         with torch.no_grad(), _Sizes(net) as seen:
             ask(some) if ask is not None else net(*few)
-        sizes.append([*seen.bytes, *(column.nbytes for column in few)])
-    all_, half = sizes[0], sizes[-1]
-    if len(sizes) == 2 and len(all_) == len(half):
-        growing = [(one, (one - other) / (count - count // 2)) for one, other in zip(all_, half, strict=True)]
-    else:
-        growing = [(one, one / count) for one in all_]
+        return [*seen.bytes, *(column.nbytes for column in few)]
+
+    count = min(FEW, len(inputs[0]))
+    whole, half = sizes(count), sizes(count // 2) if count > 1 else []
+    if len(whole) == len(half):
+        growing = [(one, (one - other) / (count - count // 2)) for one, other in zip(whole, half, strict=True)]
+    else:  # the two calls cannot be compared
+        growing = [(one, one / count) for one in whole]
     room = [(BYTES - max(0.0, one - each * count)) / each for one, each in growing if each > 0]
     fitting = max(1, int(min(room, default=1)))
     least, most = PORTIONS

@@ -5,7 +5,7 @@ In: a step that runs on the CPU. Out: the same step, in which some of torch's ke
     masks of dropout                   numbers of the generator serve several places (`masks`)
     the bias's gradient, convolution   torch's sum in place of oneDNN's, which takes twice as long and is thirty times less
                                        exact, for it adds up a batch one number after the other
-    the table's gradient, embedding_bag    rows scaled, then added up all at once: a fifth of the time
+    a table's gradient, embedding_bag  rows scaled, then added up all at once: a fifth of the time
 
 Used by `lanes` in every step, recorded or not, so that both have the same bits; `strict` does without.
 """
@@ -57,15 +57,14 @@ def _bag_backward(
     if weights is not None:
         source.mul_(weights[:, None])
     found = gradient.new_empty(rows, gradient.shape[1]) if out is None else out
-    add_rows(found, indices, source)
-    if padding >= 0:
-        found[padding].zero_()
+    add_rows(found, indices, source, padding)
     return found
 
 
-def add_rows(out: Tensor, indices: Tensor, source: Tensor) -> None:
+def add_rows(out: Tensor, indices: Tensor, source: Tensor, padding: int) -> None:
     """out (R, D) becomes the sum of the rows of source (n, D) that `indices` (n,) give to each of its rows, one after the
-    other in their order, as torch adds up the gradient of an embedding; up to ten times as fast."""
+    other in their order, as torch adds up the gradient of an embedding; up to ten times as fast. The row `padding` stays 0;
+    -1 for none."""
     width = source.shape[1]
     out.zero_()
     if width <= NARROW and len(source) >= MANY and out.is_contiguous():
@@ -73,6 +72,8 @@ def add_rows(out: Tensor, indices: Tensor, source: Tensor) -> None:
         out.view(-1).scatter_add_(0, places.reshape(-1), source.reshape(-1))
     else:
         out.index_add_(0, indices.long(), source)
+    if padding >= 0:
+        out[padding].zero_()
 
 
 LARGE = 65_536  # numbers of a gradient: 0.05 ms

@@ -190,8 +190,8 @@ def record(
     """Run a function, and give what it did and what it returned. Raises Unrecordable.
 
     instead: functions to call in the place of operations, now and at every replay; those that can write their result into
-    given memory take it as `out`. device: the type of device on which
-    all of it must happen. A `Tape` can be made of what happens on the CPU.
+    given memory take it as `out`. device: the type of device on which all of it must happen. A `Tape` can be made of what
+    happens on the CPU.
     """
     recorder = _Recorder(instead or {}, device)
     try:
@@ -286,9 +286,7 @@ def _embedding_backward(
     gradient: Tensor, indices: Tensor, rows: int, padding: int, by_count: bool, *, out: Tensor
 ) -> None:
     """The gradient of a table, to the bits of torch's own."""
-    add_rows(out, indices.reshape(-1), gradient.reshape(-1, gradient.shape[-1]))
-    if padding >= 0:
-        out[padding].zero_()
+    add_rows(out, indices.reshape(-1), gradient.reshape(-1, gradient.shape[-1]), padding)
 
 
 def _ours(operation: Operation) -> Callable[..., None] | None:

@@ -579,6 +579,7 @@ def test_a_streams_length_may_be_unknown():
         (lamina.Batches(X, Y), lamina.Batches),
         (TensorDataset(X, Y), lamina.Batches),
         (TensorDataset(X), b.DatasetBatches),
+        (TensorDataset(X.clone().requires_grad_(), Y), b.DatasetBatches),
         (ConcatDataset([TensorDataset(X, Y)]), b.DatasetBatches),
         (DataLoader(TensorDataset(X, Y)), b.LoaderBatches),
         ([(X, Y)], b.LoaderBatches),

@@ -8,6 +8,8 @@ import numpy as np
 
 from lamina import keyed
 
+PIECE = 1 << 16  # numbers worked on together: they stay in the cache of a core
+
 
 def why_not(task: str, x_train: Any, y_train: np.ndarray, x_test: Any) -> str:
     """Why no model of numbers can be fitted, for people; or nothing."""

@@ -26,7 +26,6 @@ from lamina.targets import base
 CELLS = 2e6  # rows x columns in memory, float32
 WORK = 1e7  # rows x columns x outputs in a round of L-BFGS, when the fewest rounds are made
 ROUNDS = (30, 300)  # the fewest and the most; in between, as many as fit
-PIECE = 1 << 16  # numbers worked on together: they stay in the cache of a core
 COLUMNS = 1000  # to which a row may be thinned, to have more rows
 CLASSES_MOST = 200
 
@@ -133,8 +132,7 @@ def _standardised(table: np.ndarray) -> tuple[Tensor, Callable[[np.ndarray], Ten
     """(the table (n, d) with mean 0 and spread 1, float32; what does the same to other rows). Missing becomes 0."""
     floating = table.dtype.kind == "f"
     exact = np.float64 if table.dtype.itemsize > 4 else np.float32  # seconds since 1970 do not fit float32
-
-    step = max(1, PIECE // table.shape[1])
+    step = max(1, limits.PIECE // table.shape[1])
 
     def centred(rows: np.ndarray) -> Tensor:
         found = torch.empty(rows.shape)

@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lamina.batches.batch import Batch as Batch
 from lamina.batches.batch import Order as Order
 from lamina.batches.batch import Walkable as Walkable
+from lamina.batches.batch import columns_of
 from lamina.batches.batch import tensor as tensor
 from lamina.batches.batch import unpack as unpack
 from lamina.batches.columns import Batches as Batches
@@ -46,10 +47,9 @@ def walkable(batches: Any, device: torch.device | str = "cpu") -> Any:
     """Batches for the engine from what a user brings: ours as they are, a DataLoader or an iterable wrapped."""
     if hasattr(batches, "epoch") and callable(batches.epoch):
         return batches
-    if type(batches) is TensorDataset and len(batches.tensors) > 1:
-        return over(batches.tensors[:-1], batches.tensors[-1], device=device)
     if isinstance(batches, Dataset):
-        return over(batches, device=device)
+        tensors = columns_of(batches) or ()
+        return Batches(tensors[:-1], tensors[-1], device=device) if len(tensors) > 1 else over(batches, device=device)
     columns = batches if isinstance(batches, tuple) else (batches,)
     if all(isinstance(column, (Tensor, np.ndarray)) for column in columns):
         raise UsageError(

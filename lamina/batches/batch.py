@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from lamina import mapped
 from lamina.errors import DataError
@@ -54,6 +55,14 @@ class Batch:
 @torch.no_grad()
 def prepared(prepare: Any, column: Tensor) -> Tensor:
     return prepare(column)  # type: ignore[no-any-return]
+
+
+def columns_of(dataset: Any) -> tuple[Tensor, ...] | None:
+    """The tensors of a TensorDataset, whose rows may be cut at once; None where its items may be something else."""
+    if type(dataset) is not TensorDataset:
+        return None
+    plain = all(type(c) is Tensor and c.layout == torch.strided and not c.requires_grad for c in dataset.tensors)
+    return dataset.tensors if plain else None
 
 
 class Walkable(Protocol):

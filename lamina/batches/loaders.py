@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from lamina.batches.batch import Batch, moved, unpack
+from lamina.batches.batch import Batch, columns_of, moved, unpack
 from lamina.batches.generators import generators, set_generators
 from lamina.errors import DataError, RunError
 
@@ -128,16 +128,13 @@ def _walk(loader: Any) -> Iterator[Any]:
     """The batches of a loader. Where it only stacks rows of tensors, those of a batch are cut at once: the same rows, of the
     same sampler and generators, in a fifth of the time."""
     walk = iter(loader)
-    if type(loader) is not DataLoader or type(loader.dataset) is not TensorDataset or not hasattr(walk, "_next_index"):
-        return walk
-    here = loader.num_workers == 0 and not loader.pin_memory and loader.batch_sampler is not None
-    plain = all(type(c) is Tensor and c.layout == torch.strided and not c.requires_grad for c in loader.dataset.tensors)
-    if not here or not plain or loader.collate_fn is not default_collate:
-        return walk
-    return _cut(walk._next_index, loader.dataset)
+    plain = type(loader) is DataLoader and loader.collate_fn is default_collate and loader.batch_sampler is not None
+    here = plain and loader.num_workers == 0 and not loader.pin_memory and hasattr(walk, "_next_index")
+    columns = columns_of(loader.dataset) if here else None
+    return walk if columns is None else _cut(walk._next_index, columns, loader.dataset)  # type: ignore[attr-defined]
 
 
-def _cut(next_rows: Callable[[], Any], dataset: TensorDataset) -> Iterator[Any]:
+def _cut(next_rows: Callable[[], Any], columns: tuple[Tensor, ...], dataset: Any) -> Iterator[Any]:
     while True:
         try:
             rows = next_rows()
@@ -145,7 +142,7 @@ def _cut(next_rows: Callable[[], Any], dataset: TensorDataset) -> Iterator[Any]:
             return
         if type(rows) is list and rows and all(type(row) is int for row in rows):
             places = torch.tensor(rows, dtype=torch.int64)
-            yield [column[places].contiguous() for column in dataset.tensors]
+            yield [column[places].contiguous() for column in columns]
         else:
             yield default_collate([dataset[row] for row in rows])
 
