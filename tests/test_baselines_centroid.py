@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lamina.baselines import centroid
+from lamina.baselines import centroid, limits
 
 RNG = np.random.default_rng(0)
 
@@ -22,11 +22,11 @@ def fitted(x, y, x_test, known):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
-@pytest.mark.parametrize("piece", [centroid.PIECE, 50])
+@pytest.mark.parametrize("piece", [limits.PIECE, 50])
 def test_it_decides_as_scikit_learn_does(dtype, piece, monkeypatch):
     from sklearn.neighbors import NearestCentroid
 
-    monkeypatch.setattr(centroid, "PIECE", piece)
+    monkeypatch.setattr(limits, "PIECE", piece)
     (x, y), (x2, _) = blobs(300, dtype), blobs(100, dtype)
     known = np.array(["owl", "ant", "cat", "dog"])  # one of which nobody has seen any
     table, rows, note = fitted(x, y, x2, known)
