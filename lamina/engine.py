@@ -52,6 +52,9 @@ class Progress:
         self.eager = ""  # at the end of an epoch: why steps are not recorded
         self.compiled = ""  # then too: how it went, where torch was to compile the net
         self.scores: dict[str, float] = {}  # filled by the caller, after validation
+        self.untouched = (
+            False  # set by a caller who knows that since this step nobody has changed net, loss or optimiser
+        )
         self.incident: dict[
             str, Any
         ] = {}  # of this step: `skipped`, the error that would have been raised; `most`, `words`
@@ -90,7 +93,7 @@ class Progress:
     @property
     def loss_is_near(self) -> bool:
         """Whether reading the loss of this step waits for nothing."""
-        return self._loss is not None and self._loss.device.type in _NEAR
+        return self._near is not None or (self._loss is not None and self._loss.device.type in _NEAR)
 
     @property
     def mean_loss(self) -> float:
@@ -218,8 +221,7 @@ def learn(
     if not net.training:
         net.train()
     modules = list(net.modules())
-    if state.loss_sum is None:
-        state.loss_sum = torch.zeros((), device=device)
+    state.loss_sum = _sum_of_losses(device, 0.0 if state.loss_sum is None else float(state.loss_sum))
     if lane is None:
         left = None if planned is None else planned - state.step
         lane = Lane(net, objective, optimizer, penalty=penalty, autocast=autocast, scaled=scaler is not None,
@@ -237,7 +239,7 @@ def learn(
         while (epochs is None or state.epoch < epochs) and (steps is None or state.step < steps):
             if state.batch == 0:
                 if there is None:
-                    state.loss_sum, state.loss_count = torch.zeros((), device=device), 0
+                    state.loss_sum, state.loss_count = _sum_of_losses(device), 0
                 else:
                     there.begin()
             epoch, began = state.epoch, state.step
@@ -312,6 +314,7 @@ def learn(
                 state.seconds = progress.seconds
                 modes = state.modes = [module.training for module in modules]
                 yield progress
+                lane.untouched, progress.untouched = progress.untouched, False
                 if not net.training:  # the caller has evaluated: every module goes back to the mode it had
                     for module, mode in zip(modules, modes, strict=True):
                         module.training = mode
@@ -412,7 +415,7 @@ def _made_in_pieces(
 ) -> tuple[_Step, list[Batch]]:
     """Forward and backward of so many examples at a time as memory has room for; and those pieces."""
     while True:
-        parts = pieces.cut(window, state.most)
+        parts = window if state.most is None else pieces.cut(window, state.most)
         try:
             return _made(parts, lane, scaler), parts
         except Exception as error:
@@ -477,15 +480,20 @@ def _accumulated(window: list[Batch], lane: Lane, scaler: Any) -> _Step:
     return step
 
 
+def _sum_of_losses(device: torch.device, value: float = 0.0) -> Any:
+    """A number, where reading a loss waits for nothing; else a tensor on the device."""
+    return value if device.type in _NEAR else torch.tensor(value, device=device)
+
+
 def _add_up(state: TrainState, step: _Step) -> None:
     """The epoch's loss so far."""
-    assert state.loss_sum is not None
     for value, count, examples in step.parts:
-        weight = 1 if count is None else count
-        if isinstance(weight, Tensor):
-            state.loss_sum.add_(value.float() * weight)
+        if isinstance(state.loss_sum, Tensor):
+            state.loss_sum += value.float() if count is None else value.float() * count
         else:
-            state.loss_sum.add_(value.float(), alpha=weight)
+            count = count.item() if isinstance(count, Tensor) else count
+            loss = step.near if step.near is not None and value is step.whole else value.item()
+            state.loss_sum += loss if count is None else loss * count
         state.loss_count += examples if count is None else count
 
 

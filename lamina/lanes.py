@@ -130,6 +130,7 @@ class Lane:
         self.words = ""  # why steps are eager, where they are
         self.keep: Callable[[], None] = lambda: None  # called before what changes generators or buffers
         self.compiled = ""  # how it went, where the net was to be compiled
+        self.untouched = False  # nobody has changed what learns since the last step: said by who asks for the next one
         self._asked, self._strict = compile, strict
         self._planned = self._left = steps or 0  # steps to come; 0 where nobody knows
         self._compiles = not strict and compile != "off"  # on a GPU, where that pays
@@ -162,7 +163,9 @@ class Lane:
 
     def gradients(self, batch: Batch) -> Gradients:
         """Loss and gradients of a batch. The gradients are in every parameter's `grad`, or missing where it has none."""
-        self._look_round()
+        if not self.untouched or self._made is None:  # an eager step runs code that may change anything
+            self._look_round()
+        self.untouched = False
         self._left -= 1
         tensors = _tensors(batch) if self.recorded else None
         if tensors is None:
@@ -295,7 +298,7 @@ class Lane:
         self._used = used
         if self._lay_flat():
             self._join([p.grad for p in used])  # type: ignore[misc]
-        return value.detach(), full.detach(), count
+        return *_detached(value, full), count
 
     def _losses(self, batch: Any, autocast: Any = None) -> Gradients:
         """The loss, the loss with penalties, and what its mean is over; not detached. autocast: in place of the own."""
@@ -484,7 +487,7 @@ class Lane:
     ) -> tuple[Tensor, Tensor, Any, Sequence[Tensor | None]]:
         value, full, count = self._losses(still.ready(), autocast)
         gradients = torch.autograd.grad(full, self.parameters, allow_unused=True)
-        return value.detach(), full.detach(), count, gradients  # nothing of autograd's is left for a capture to meet
+        return *_detached(value, full), count, gradients  # nothing of autograd's is left for a capture to meet
 
     def _known(self, still: _Still) -> set[int]:
         """Memory that stays where it is, whatever is in it."""
@@ -609,6 +612,12 @@ def _backward(loss: Tensor) -> None:
         )
     else:  # among others one that needs no gradient, which torch has words for
         loss.backward()
+
+
+def _detached(value: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss, and the loss with penalties: the same where there are none."""
+    found = value.detach()
+    return found, found if full is value else full.detach()
 
 
 def _written(operations: Sequence[tape.Operation]) -> set[int]:

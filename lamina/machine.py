@@ -70,7 +70,7 @@ class Crowd:
         self._clock, self._used = clock, used
         self._last: tuple[float, float] | None = None  # the clock, and the seconds of all cores that this process had
         self._steps: list[float] = []
-        self._shares: list[float] = []  # cores that this process had in them
+        self._shares: list[float] = []  # cores that this process had in those of the first window
         self._best = math.inf  # the median of the quickest window so far, with all threads
         self._trying = 0  # threads on trial
         self._before = math.inf  # the window that the trial is compared with
@@ -78,19 +78,21 @@ class Crowd:
 
     def __call__(self, interrupted: bool = False) -> str:
         """interrupted: what follows this step (a validation, a checkpoint) is not to be counted."""
-        now, used = self._clock(), self._used()
+        now, first = self._clock(), self._best == math.inf
+        used = self._used() if first else 0.0  # which asks the system
         if self._last is not None:
             self._steps.append(now - self._last[0])
-            self._shares.append((used - self._last[1]) / max(now - self._last[0], 1e-9))
+            if first:
+                self._shares.append((used - self._last[1]) / max(now - self._last[0], 1e-9))
         self._last = None if interrupted else (now, used)
         if len(self._steps) < _WINDOW:
             return ""
-        window, share = statistics.median(self._steps), statistics.median(self._shares)
-        self._steps, self._shares = [], []
+        window = statistics.median(self._steps)
+        self._steps.clear()
         if self._trying:
             return self._decide(window, now)
         if self.threads == self.most:
-            slower = window > 2 * self._best if self._best < math.inf else share < _SHARE * self.most
+            slower = statistics.median(self._shares) < _SHARE * self.most if first else window > 2 * self._best
             self._best = min(self._best, window)
             if self.most > 1 and slower and now >= self._not_until:
                 self._try(1, window)

@@ -22,7 +22,6 @@ class OnDevice:
 
     def __init__(self, state: TrainState, lane: Lane, put_back: Any, clip_value: float, clip_norm: float):
         self._lane, self._put_back, self._clip = lane, put_back, (clip_value, clip_norm)
-        assert state.loss_sum is not None
         self._sum, device = state.loss_sum, state.loss_sum.device
         self._count = state.loss_count = torch.as_tensor(float(state.loss_count), dtype=torch.float64, device=device)
         self._skipped = state.skipped = torch.as_tensor(float(state.skipped), device=device)

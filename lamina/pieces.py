@@ -22,10 +22,8 @@ def part(batch: Batch, places: slice) -> Batch:
     return replace(batch, inputs=inputs, truth=truth, indices=indices, count=len(indices))
 
 
-def cut(window: Sequence[Batch], most: int | None) -> list[Batch]:
-    """The same examples, at most so many at a time: `most` a piece, and what is left. None: as they are."""
-    if most is None:
-        return list(window)
+def cut(window: Sequence[Batch], most: int) -> list[Batch]:
+    """The same examples, at most so many at a time: `most` a piece, and what is left."""
     found: list[Batch] = []
     for batch in window:
         if batch.count <= most:

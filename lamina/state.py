@@ -46,7 +46,7 @@ class TrainState:
     batch: int = 0
     step: int = 0  # optimiser steps done
     examples: int = 0  # seen so far
-    loss_sum: Tensor | None = None  # of this epoch, on the device
+    loss_sum: Any = None  # of this epoch; on a GPU a tensor there
     loss_count: Any = 0  # what that is the sum over; on a GPU a tensor there
     seconds: float = 0.0  # of learning, before this process
     most: int | None = None  # examples at a time that memory has room for, where a batch did not fit
@@ -93,8 +93,7 @@ class TrainState:
         self.examples, self.loss_count, self.seconds = cursor["examples"], cursor["loss_count"], cursor["seconds"]
         self.most, self.skipped, self.in_row = cursor.get("most"), cursor.get("skipped", 0), cursor.get("in_row", 0)
         self.watched = cursor.get("watched", self.watched)
-        device = next(self.net.parameters()).device
-        self.loss_sum = None if tree["loss_sum"] is None else tree["loss_sum"].to(device)
+        self.loss_sum = tree["loss_sum"]
         try:
             self.optimizer.load_state_dict(tree["optimizer"])
         except (ValueError, KeyError) as error:

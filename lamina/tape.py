@@ -339,6 +339,17 @@ _COPIES = {aten.clone.default, aten._to_copy.default, aten.lift_fresh.default}
 _WRITING = {aten.native_batch_norm.default}  # to its running means, though its schema says that it does not
 
 
+# The same kernels by the functions that torch makes for Python, which call them in half the time.
+_BOUND: dict[Any, Callable[..., Any]] = {
+    **{getattr(aten, name).out: getattr(torch, name) for name in (
+        "addmm", "mm", "bmm", "baddbmm", "add", "sub", "mul", "div", "tanh", "sigmoid", "clamp_min", "cat", "mean",
+        "_softmax", "_log_softmax", "_log_softmax_backward_data", "index_select", "exp", "sqrt")},
+    aten.sum.IntList_out: torch.sum,
+    **{getattr(aten, name).Tensor: getattr(Tensor, name) for name in ("add_", "sub_", "mul_", "div_")},
+    aten.copy_.default: Tensor.copy_,
+}  # fmt: skip
+
+
 def _call(operation: Operation) -> _Call:
     function, arguments, keywords = operation.function, operation.arguments, operation.keywords
     into: Callable[..., Any] | None = None
@@ -347,7 +358,7 @@ def _call(operation: Operation) -> _Call:
     elif function in _COPIES:
         into, arguments, keywords = _copy, (operation.results[0], arguments[0]), {}
     elif function._schema.is_mutable and not operation.made:
-        into = function._op if operation.run is function else operation.run
+        into = _BOUND.get(function, function._op) if operation.run is function else operation.run
     elif (ours := _ours(operation)) is not None:
         into, keywords = ours, {**keywords, "out": operation.results[0]}
     elif operation.run is function:
@@ -356,7 +367,8 @@ def _call(operation: Operation) -> _Call:
         overload = _writes_into(function)
         outs = [a.name for a in overload._schema.arguments if a.is_out] if overload is not None else []
         if len(outs) == len(operation.results) == len(operation.made):
-            into, keywords = overload._op, {**keywords, **dict(zip(outs, operation.results, strict=True))}
+            into = _BOUND.get(overload, overload._op)
+            keywords = {**keywords, **dict(zip(outs, operation.results, strict=True))}
             if function is aten.max_pool2d_with_indices_backward.default:
                 into = _pool_backward
     tensors = _tensors(arguments, keywords)
@@ -447,8 +459,8 @@ class Tape:
     """Operations made ready to be done again.
 
     kept: tensors whose values are wanted after a replay. `given` has them in the same order, at every replay the same
-    objects, each with memory of its own, which a caller may write to. into: for some of them, tensors of the same shape
-    that they are written to, and that are given.
+    objects, each with memory of its own, which a caller may write to (one that is kept twice is given twice). into: for some of
+    them, tensors of the same shape that they are written to, and that are given.
     """
 
     def __init__(self, operations: list[Operation], kept: list[Tensor], into: dict[int, Tensor] | None = None):
@@ -517,15 +529,19 @@ class Tape:
                 self.calls.append((_release, (ending[number], nothing), {}))
                 self.names.append("release")
         self.given: list[Tensor] = []
+        before: dict[int, Tensor] = {}  # what is given, by what was kept
         for number, (tensor, source) in enumerate(zip(kept, found, strict=True)):
             home = into.get(number)
-            if owners.get(storage(tensor)) == number and (home is None or storage(tensor) in homes):
-                self.given.append(source)
+            if home is None and id(tensor) in before:
+                own = before[id(tensor)]
+            elif owners.get(storage(tensor)) == number and (home is None or storage(tensor) in homes):
+                own = source
             else:  # it shares memory with something else, or has no kernel that writes where it is wanted
                 own = torch.empty_like(source) if home is None else home.detach()
-                self.given.append(own)
                 self.calls.append((_copy, (own, source), {}))
                 self.names.append("copy")
+            self.given.append(own)
+            before[id(tensor)] = own
 
     def replay(self) -> None:
         """Do it again."""

@@ -47,7 +47,7 @@ from lamina import run as runs_
 from lamina import sources as sources_
 from lamina import state as states
 from lamina import unlabelled as unlabelled_
-from lamina.batches import keeping_generators
+from lamina.batches import Batches, keeping_generators
 from lamina.domains import image
 from lamina.errors import Interrupted, LaminaError, ResourceError, RunError, UsageError
 from lamina.history import History
@@ -710,6 +710,8 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
     exact = {"exact": True} if recipe.strict else {}  # no option for domains that know none
     measured = job.origins.get("threads", ("",))[0] == "inferred"  # what was asked for stays
     crowd = machine.Crowd(recipe.threads) if measured and recipe.threads else None
+    alone = _alone(job, state.batches)
+    often = [watch for watch in learning.watchers if not getattr(watch, "at_epoch_end", False)]
     for progress in engine.learn(
         job.net,
         state.batches,
@@ -731,8 +733,10 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
         if "most" in progress.incident:
             told = {name: progress.incident[name] for name in ("most", "words")}
             _tell_incidents(job, learning, [told])
-        if learning.recovery is not None:
-            _tell_incidents(job, learning, learning.recovery(progress))
+        progress.untouched = alone and not progress.epoch_end and not progress.incident
+        if learning.recovery is not None and (events := learning.recovery(progress)):
+            progress.untouched = False
+            _tell_incidents(job, learning, events)
         if crowd is not None and (words := crowd(progress.epoch_end)):
             history.tell(progress.epoch, progress.step, {"threads": crowd.threads})
             if job.screen.log is not None:
@@ -767,7 +771,7 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
 
         # Ask everybody who watches.
         stop = None
-        for watch in learning.watchers:
+        for watch in learning.watchers if progress.epoch_end else often:
             request = _asked(job, learning, watch, progress)
             if request is None:
                 continue
@@ -791,11 +795,12 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
 
         # Checkpoint, and stop where somebody wants it.
         learning.writer.look()
-        due = {
-            "steps": progress.step % max(1, int(amount)) == 0,
-            "epochs": progress.epoch_end and (progress.epoch + 1) % max(1, int(amount)) == 0,
-            "seconds": time.monotonic() - saved_at >= amount and not learning.writer.busy,
-        }[unit]
+        if unit == "steps":
+            due = progress.step % max(1, int(amount)) == 0
+        elif unit == "epochs":
+            due = progress.epoch_end and (progress.epoch + 1) % max(1, int(amount)) == 0
+        else:
+            due = time.monotonic() - saved_at >= amount and not learning.writer.busy
         if stop is not None:
             history.stopped = stop.reason
             job.screen.stopped(stop.reason)
@@ -810,6 +815,12 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
             )
     _checkpoint(job, learning)
     _flush(job, learning)
+
+
+def _alone(job: Job, batches: Any) -> bool:
+    """Whether no code of the user's runs between two steps of one epoch."""
+    ours = type(batches) is Batches and type(job.data.domain).__module__.startswith("lamina.")
+    return ours and not job.watchers and job.own_optimizer is None
 
 
 def _checkpoint(job: Job, learning: _Learning) -> None:

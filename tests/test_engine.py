@@ -367,6 +367,26 @@ def test_the_mean_loss_is_that_of_the_examples_of_the_epoch_so_far():
     assert count == 50
 
 
+def test_the_mean_loss_of_many_steps_is_added_up_without_rounding():
+    net, parts = Net(), PARTS * 200
+    losses, counts = [], []
+    for progress in lamina.learn(net, parts, F.cross_entropy, sgd(net)):
+        losses.append(progress.loss)
+        counts.append(progress.batch_data.count)
+    assert isinstance(progress.state.loss_sum, float)
+    assert progress.mean_loss == pytest.approx(np.average(losses, weights=counts), rel=1e-12)
+
+
+@pytest.mark.parametrize("stored", [3.5, torch.tensor(3.5)], ids=["a number", "a tensor, as on a GPU or of before"])
+def test_a_sum_of_losses_that_was_stored_is_gone_on_with(stored):
+    net = Net()
+    parts = [PARTS[0]] * 5
+    state = TrainState(net, sgd(net), batch=3, loss_sum=stored, loss_count=24)
+    progress = next(lamina.learn(net, parts, F.cross_entropy, state=state))
+    count = len(PARTS[0][0])
+    assert progress.mean_loss == pytest.approx((3.5 + count * progress.loss) / (24 + count))
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_mean_loss_of_a_net_that_stands_still_is_the_loss_of_all_examples(name):
     loss, truth = LOSSES[name]

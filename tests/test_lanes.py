@@ -561,6 +561,29 @@ def test_what_is_done_between_two_steps_is_done_in_the_lane_as_well(name, compil
         assert lane.recorded or compile == "off", lane.words
 
 
+@pytest.mark.parametrize(("compile", "looks"), [("auto", 12), ("off", 28)])
+@pytest.mark.parametrize("name", BODIES)
+def test_a_caller_who_says_when_nobody_touched_the_net_spares_replayed_steps_the_look_round(
+    name, compile, looks, monkeypatch
+):
+    """An eager step runs the net's own code, which may change anything, so there the look is not spared."""
+    change = frozen if name == "unfreeze" else None
+    look, seen = lanes.Lane._look_round, []
+    monkeypatch.setattr(lanes.Lane, "_look_round", lambda lane: (seen.append(1), look(lane))[1])
+    nets = [made(Net, change), made(Net, change)]
+    first, other = (fused(net.parameters()) for net in nets)
+    losses = by_hand(nets[0], PARTS, F.cross_entropy, first, body=at(20, BODIES[name]), epochs=4)
+    seeded()
+    others = []
+    for progress in lamina.learn(nets[1], PARTS, F.cross_entropy, other, epochs=4, compile=compile):
+        others.append(progress.loss)
+        progress.untouched = progress.step != 21
+        at(20, BODIES[name])(progress.step - 1, nets[1], other)
+    assert_equal(losses, others)
+    assert_equal(nets[0].state_dict(), nets[1].state_dict())
+    assert len(others) == 28 and (len(seen) <= looks if compile == "auto" else len(seen) == looks)
+
+
 @pytest.mark.parametrize("name", ["weights put", "memory of a buffer put", "unfreeze", "optimiser loaded", "new layer"])
 def test_the_same_with_an_optimiser_that_is_not_laid_flat(name):
     change = frozen if name == "unfreeze" else None

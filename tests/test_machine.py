@@ -287,6 +287,13 @@ def test_a_net_that_keeps_one_core_busy_is_tried_once_on_one_thread(monkeypatch)
     assert here.steps(5_000) == [] and here.set == [1, 2]
 
 
+def test_the_system_is_asked_for_shares_in_the_first_window_only():
+    now, asked = itertools.count(0.0, 0.001), []
+    crowd = machine.Crowd(2, lambda: next(now), lambda: (asked.append(1), 0.002 * len(asked))[1])
+    assert [crowd() for _ in range(10 * WINDOW)] == [""] * (10 * WINDOW)
+    assert len(asked) == WINDOW + 1
+
+
 def test_a_window_is_judged_by_its_median():
     ticks = itertools.accumulate([0.001] * WINDOW + [0.0021] * (WINDOW // 2 - 1) + [0.001] * (WINDOW // 2 + 1))
     times = list(ticks)

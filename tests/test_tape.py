@@ -474,6 +474,57 @@ def test_every_result_has_memory_of_its_own() -> None:
     assert [bits(t) for t in made.given] == [bits(t) for t in function()]
 
 
+def test_what_is_kept_twice_is_given_twice() -> None:
+    x, room = torch.randn(4), torch.zeros(4)
+
+    def function() -> list[Tensor]:
+        a = x * 2
+        return [a, a, a.detach(), a]
+
+    made = prove(function, [x], [], into=lambda kept: {3: room})
+    one, same, view, wanted = made.given
+    assert one is same and len({tensor.data_ptr() for tensor in (one, view, wanted)}) == 3
+    assert wanted.data_ptr() == room.data_ptr()
+
+
+SAMPLES: dict[str, Callable[[Tensor, Tensor], tuple[tuple[Any, ...], dict[str, Any]]]] = {
+    "addmm": lambda a, b: ((a[0], a, b), {}),
+    "bmm": lambda a, b: ((a[None], b[None]), {}),
+    "baddbmm": lambda a, b: ((a[None], a[None], b[None]), {"beta": 0.5}),
+    "mul": lambda a, b: ((a, 0.3), {}),
+    "div": lambda a, b: ((a, 3), {}),
+    "add": lambda a, b: ((a, b), {"alpha": 2}),
+    "sub": lambda a, b: ((a, b[0]), {}),
+    "clamp_min": lambda a, b: ((a, 0), {}),
+    "cat": lambda a, b: (([a, b], 1), {}),
+    "mean": lambda a, b: ((a, [0], True), {}),
+    "sum": lambda a, b: ((a, [0], True), {}),
+    "_softmax": lambda a, b: ((a, 1, False), {}),
+    "_log_softmax": lambda a, b: ((a, 1, False), {}),
+    "_log_softmax_backward_data": lambda a, b: ((a, b, 1, torch.float32), {}),
+    "index_select": lambda a, b: ((a, 0, torch.tensor([2, 0, 2])), {}),
+    "sqrt": lambda a, b: ((a.abs(),), {}),
+}
+ONE = {"tanh", "sigmoid", "exp"}
+
+
+@pytest.mark.parametrize("overload", tape._BOUND, ids=str)
+def test_what_is_called_in_the_place_of_an_operation_is_the_same_kernel(overload: Any) -> None:
+    name = overload.overloadpacket.__name__
+    a, b = torch.randn(4, 4), torch.randn(4, 4)
+    plain: Any = ((a,), {}) if name in ONE else ((a, b), {})
+    arguments, keywords = SAMPLES.get(name, lambda a, b: plain)(a, b)
+    found = []
+    for function in (overload, tape._BOUND[overload]):
+        if name.endswith("_"):
+            found.append(a.clone())
+            function(found[-1], *arguments[1:], **keywords)
+        else:
+            found.append(torch.empty(0))
+            function(*arguments, **keywords, out=found[-1])
+    assert found[0].shape == found[1].shape and bits(found[0]) == bits(found[1])
+
+
 def test_results_go_where_they_are_wanted() -> None:
     """From a kernel that writes there, from one that cannot, from an input, from one tensor twice, from another type."""
     x, w = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3)

@@ -496,6 +496,34 @@ def test_watchers_can_stop_save_and_log(runs):
     assert not same(run, by_hand(Net()))
 
 
+def test_a_watcher_of_the_end_of_an_epoch_is_asked_then_only(runs):
+    class Ends(Counting):
+        at_epoch_end = True
+
+    ends, all_steps = Ends({}), Counting({})
+    run = train(net=Net, epochs=3, watchers=[ends, all_steps], runs=runs)
+    assert ends.calls == 3 and all_steps.calls == run.facts["steps"] > 3
+
+
+@pytest.mark.parametrize("compile", ["auto", "off"])
+def test_a_watcher_that_changes_the_net_all_the_same_is_heard_at_the_next_step(runs, compile):
+    def freeze(progress):
+        if progress.step == 12:
+            next(progress.net.parameters()).requires_grad_(False)
+
+    torch.manual_seed(0)
+    net = Net()
+    weights = next(net.parameters())
+    seen = []
+
+    def keep(progress):
+        seen.append(weights.detach().clone())
+
+    train(net=net, epochs=2, batch_size=8, watchers=[freeze, keep], compile=compile, runs=runs)
+    assert not torch.equal(seen[10], seen[11]) and len(seen) > 13
+    assert all(torch.equal(seen[11], later) for later in seen[12:])
+
+
 def test_watchers_change_nothing(runs):
     wishes: dict[int, object] = {2: Save("mine"), 3: Save("mine"), 4: Log({"a": 1.0})}
     assert same(train(net=Dropping, watchers=[Counting(wishes)], runs=runs), train(net=Dropping, runs=runs))

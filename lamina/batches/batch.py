@@ -6,7 +6,7 @@ In: a column, or an item of a Dataset or loader. Out: a tensor, or (inputs, trut
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,7 +39,8 @@ class Batch:
         """The batch as a net takes it."""
         if self.prepare is None:
             return self
-        return replace(self, inputs=(prepared(self.prepare, self.inputs[0]), *self.inputs[1:]), prepare=None)
+        inputs = (prepared(self.prepare, self.inputs[0]), *self.inputs[1:])
+        return Batch(inputs, self.truth, self.indices, self.count, self.epoch, self.seed, self.known, self.lasting)
 
     def __iter__(self) -> Iterator[Any]:
         """`x, y = batch`, as a tutorial's loader gives it."""

@@ -101,8 +101,8 @@ class Batches(Epochs):
         inputs, truth = (tuple(cut), None) if self.truth is None else (tuple(cut[:-1]), cut[-1])
         if self.augment is not None:
             inputs = self.augment(inputs, Key(self.seed, epoch, indices))
-        batch = Batch(inputs, truth, indices, len(indices), epoch, self.seed, self._known, prepare=self.prepare)
-        batch.lasting = self.reuse and self.augment is None
+        lasting = self.reuse and self.augment is None
+        batch = Batch(inputs, truth, indices, len(indices), epoch, self.seed, self._known, lasting, self.prepare)
         return batch if self.reuse else batch.ready()
 
     def _table(self) -> list[Tensor]:

@@ -6,7 +6,8 @@ In: the `Progress` that `lamina.learn` yields. Out: a request to whoever runs th
 
 It looks and asks; it changes neither net, nor optimiser, nor random numbers. What changes the mathematics is an
 argument of `learn` or a wrapper at a visible place, never a watcher. One that remembers has `state_dict()` and
-`load_state_dict(dict)` (JSON values), and is saved and resumed with the run. At `progress.epoch_end` the scores of the
+`load_state_dict(dict)` (JSON values), and is saved and resumed with the run. One whose `at_epoch_end` is true is asked only
+after the last step of an epoch. At `progress.epoch_end` the scores of the
 validation are in `progress.scores`, if there was one.
 
     screen     what a person sees

@@ -55,6 +55,8 @@ class Health:
     layer becomes a finding when a quarter of its units are ill and each gave 32 values at least.
     """
 
+    at_epoch_end = True
+
     def __init__(
         self,
         net: nn.Module,

@@ -20,6 +20,8 @@ class Best:
     the best so far; NaN never is one. Raises UsageError when validation gives no score of that name.
     """
 
+    at_epoch_end = True
+
     def __init__(self, score: str = "valid/loss", better: str = "lower", threshold: float = 0.0):
         if better not in ("lower", "higher"):
             raise UsageError(f"better is {better!r}", expected="'lower' or 'higher'")
