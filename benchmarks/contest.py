@@ -41,6 +41,8 @@ def cpu_used() -> tuple[float, float]:
 class Clock:
     """Marks the epochs of one run. A watcher of Lamina's, too: it marks the end of every epoch."""
 
+    at_epoch_end = True
+
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.others: list[float] = []  # processor seconds of other processes, an epoch

@@ -163,7 +163,8 @@ class Lane:
 
     def gradients(self, batch: Batch) -> Gradients:
         """Loss and gradients of a batch. The gradients are in every parameter's `grad`, or missing where it has none."""
-        if not self.untouched or self._made is None:  # an eager step runs code that may change anything
+        impure = self._made is None and self._guard.reason  # an eager step, by code that may change anything
+        if impure or not self.untouched:
             self._look_round()
         self.untouched = False
         self._left -= 1

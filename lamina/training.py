@@ -710,8 +710,8 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
     exact = {"exact": True} if recipe.strict else {}  # no option for domains that know none
     measured = job.origins.get("threads", ("",))[0] == "inferred"  # what was asked for stays
     crowd = machine.Crowd(recipe.threads) if measured and recipe.threads else None
-    alone = _alone(job, state.batches)
     often = [watch for watch in learning.watchers if not getattr(watch, "at_epoch_end", False)]
+    alone = _alone(job, state.batches, often)
     for progress in engine.learn(
         job.net,
         state.batches,
@@ -817,10 +817,10 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
     _flush(job, learning)
 
 
-def _alone(job: Job, batches: Any) -> bool:
-    """Whether no code of the user's runs between two steps of one epoch."""
+def _alone(job: Job, batches: Any, often: list[Any]) -> bool:
+    """Whether no code of the user's runs between two steps of one epoch. often: the watchers that are asked there."""
     ours = type(batches) is Batches and type(job.data.domain).__module__.startswith("lamina.")
-    return ours and not job.watchers and job.own_optimizer is None
+    return ours and job.own_optimizer is None and not any(watch in often for watch in job.watchers)
 
 
 def _checkpoint(job: Job, learning: _Learning) -> None:
