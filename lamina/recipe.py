@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lamina.errors import UsageError, near
+from lamina.imports import loading
 
 Choose = Callable[..., None]
 MOST_BYTES = 32 << 10  # of a recipe's file: those of runs have some 5,000
@@ -315,8 +316,9 @@ def _mistake(error: Any) -> str:
 
 def read(path: str | Path) -> dict[str, Any]:
     """The settings of a TOML file, not yet validated. Empty strings mean: not asked for."""
-    import tomlkit
-    from tomlkit.exceptions import TOMLKitError
+    with loading():
+        import tomlkit
+        from tomlkit.exceptions import TOMLKitError
 
     path = Path(path)
     try:
@@ -346,7 +348,8 @@ def text(recipe: Recipe, origins: dict[str, Origin], objects: dict[str, str] | N
     objects: the names of net, loss or optimiser where they were objects; they are written so that nobody trains without
     them in silence.
     """
-    import tomlkit
+    with loading():
+        import tomlkit
 
     document = tomlkit.document()
     document.add(tomlkit.comment("Every setting of this run. Yours: you asked for it. Default: nobody did."))

@@ -108,6 +108,43 @@ def test_what_is_not_near():
     assert found_pairs(pictures(photographs(side=8))) == []  # too small to tell
 
 
+@pytest.mark.parametrize("alike", [0.0, 0.6], ids=["each its own", "all of one kind"])
+def test_of_many_pictures_nearly_all_pairs_of_brute_force_are_found_and_no_others(alike):
+    """Pictures that share a ground are hashed alike, so that what is near must be found among many."""
+    rng = np.random.default_rng(1)
+    coarse = rng.random((3000, 6, 6)) * (1 - alike) + alike * rng.random((6, 6))
+    column = np.stack([np.asarray(Image.fromarray((255 * few).astype(np.uint8)).resize((32, 32))) for few in coarse])
+    noisy = column[rng.permutation(3000)[:600]] + rng.normal(0, 1, (600, 32, 32)) * rng.uniform(1, 8, (600, 1, 1))
+    column = np.concatenate([column, np.clip(noisy, 0, 255).astype(np.uint8)])[rng.permutation(3600)]
+    flat = column.reshape(3600, -1).astype(np.float64)
+    products = np.triu(np.corrcoef(flat), 1)
+    near_ones = set(map(tuple, np.argwhere(products > near.ALIKE).tolist()))
+    found = set(map(tuple, found_pairs(pictures(column))))
+    assert 200 < len(near_ones) < 800
+    assert all(products[pair] > near.ALIKE - 1e-5 for pair in found) and len(found & near_ones) >= 0.98 * len(near_ones)
+
+
+@pytest.mark.parametrize("most", [1, 3, 200])
+def test_candidates_are_the_next_of_the_same_key(most):
+    keys = np.random.default_rng(2).integers(0, 9, 60)
+    expected = set()
+    for place, key in enumerate(keys):
+        later = np.flatnonzero(keys[place + 1 :] == key) + place + 1
+        expected |= {(place, int(other)) for other in later[:most]}
+    found = np.concatenate(list(near._candidates(keys, most)))
+    assert set(map(tuple, found.tolist())) == expected and len(found) == len(expected)
+    assert list(near._candidates(np.arange(5), most)) == [] == list(near._candidates(np.zeros(0, np.int64), most))
+
+
+def test_signs_say_on_which_side_of_the_middle_a_vector_lies():
+    rng = np.random.default_rng(3)
+    vectors, directions = (rng.standard_normal(shape).astype(np.float32) for shape in ((2500, 6), (6, 11)))
+    beyond = vectors @ directions > np.median(vectors @ directions, axis=0)
+    shared = (beyond[:200, None] == beyond[None, :200]).all(2)
+    keys = near._signs(vectors, directions)[:200]
+    assert ((keys[:, None] == keys) == shared).mean() > 0.999  # but where one lies on the middle itself
+
+
 @pytest.mark.parametrize("file", ["mnist"])
 def test_digits_of_many_writers_are_not_near(shared_data, file):
     from lamina import sources

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,8 @@ _SIDE = 32  # of a thumbnail, at most
 _STEPS = ((8, 0.985), (16, 0.988), (_SIDE, ALIKE))  # sides of thumbnails, and what their correlation is above
 _TABLES, _BITS = 5, 20
 _BANDS, _ROWS = 6, 3  # of least hashes: 98 of 100 pairs that share 0.8 are equal in all rows of a band
-_AT_ONCE = 1024  # pairs whose thumbnails lie in the cache of a core together: a quarter of the time
-_BUCKET = 200  # rows of the same hash that each is compared with
+_AT_ONCE = 1024  # thumbnails, or pairs of them, that lie in the cache of a core together: a quarter of the time
+_NEXT, _BUCKET = 32, 200  # pictures, and texts, of the same hash that each is compared with
 
 
 def pairs(table: Pool, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -68,16 +69,28 @@ def _pictures(column: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _likely(small: np.ndarray) -> np.ndarray:
-    """(M, 2) places of the coarsest thumbnails that are alike."""
-    centre = small - small.mean(0)
-    rng = np.random.default_rng(0)
+    """(M, 2) places of the coarsest thumbnails that are alike. They are laid in the order in which they lie along the direction
+    in which they differ most, so that of those with the same hash the next ones are the likest."""
+    some = small[:: 1 + len(small) // 4000]
+    some = some - some.mean(0)
+    order = np.argsort(small @ np.linalg.eigh(some.T @ some)[1][:, -1], kind="stable")
+    small, rng = small[order], np.random.default_rng(0)
     found = []
     for _ in range(_TABLES):
-        products = centre @ rng.standard_normal((small.shape[1], _BITS), dtype=np.float32)
-        signs = products > np.median(products[:: 1 + len(products) // 4000], axis=0)
-        together = _candidates(signs @ (1 << np.arange(_BITS)))
-        found.append(together[_alike(small, together, _STEPS[0][1])])
-    return _distinct(found)
+        keys = _signs(small, rng.standard_normal((small.shape[1], _BITS), dtype=np.float32))
+        found += [pairs[_alike(small, pairs, _STEPS[0][1])] for pairs in _candidates(keys, _NEXT)]
+    return _distinct([order[pairs] for pairs in found])
+
+
+def _signs(small: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """(n,) numbers, of a bit for each direction (F, bits): whether a vector (n, F) lies further along it than half of all."""
+    middle = np.median(small[:: 1 + len(small) // 4000] @ directions, axis=0)
+    found = np.zeros(len(small), np.int64)
+    for start in range(0, len(small), _AT_ONCE):
+        beyond = small[start : start + _AT_ONCE] @ directions > middle
+        for part in np.packbits(beyond, axis=1).T:
+            found[start : start + _AT_ONCE] = found[start : start + _AT_ONCE] << 8 | part
+    return found
 
 
 def _confirmed(left: np.ndarray, column: np.ndarray, rows: np.ndarray, ways: np.ndarray | None = None) -> np.ndarray:
@@ -181,12 +194,12 @@ def _texts(texts: list[str]) -> np.ndarray:
     for k, (factor, shift) in enumerate(rng.integers(1, 1 << 62, (_BANDS * _ROWS, 2), dtype=np.uint64)):
         mixed = joined * (factor | np.uint64(1)) + shift
         least[k] = np.minimum.reduceat(mixed ^ (mixed >> np.uint64(29)), starts)
-    found = []
+    found: list[np.ndarray] = []
     for band in least.reshape(_BANDS, _ROWS, -1):
         key = band[0]
         for row in band[1:]:
             key = key * np.uint64(0x9E3779B97F4A7C15) + row
-        found.append(_candidates(key))
+        found += _candidates(key, _BUCKET)
     sets: dict[int, np.ndarray] = {}
     kept = []
     for a, b in _distinct(found).tolist():
@@ -215,22 +228,22 @@ def shingles(text: str) -> np.ndarray:
 # --- Candidates -------------------------------------------------------------------------------------------------------
 
 
-def _candidates(keys: np.ndarray) -> np.ndarray:
-    """(M, 2) places of equal keys (N,): of each with the next _BUCKET that have its key."""
+def _candidates(keys: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """(M, 2) places of equal keys (N,): of each with the next one that has its key, with the one after that, and so on, up to
+    `most`."""
     order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    found = []
-    for apart in range(1, min(_BUCKET, len(keys) - 1) + 1):
-        first = np.flatnonzero(ordered[apart:] == ordered[:-apart])
+    ordered, first = keys[order], np.arange(len(keys))
+    for apart in range(1, most + 1):  # of those that have a next one of their key, some have a second
+        first = first[: np.searchsorted(first, len(keys) - apart)]
+        first = first[ordered[first] == ordered[first + apart]]
         if not len(first):
-            break
-        found.append(np.stack([order[first], order[first + apart]], 1))
-    return np.concatenate(found) if found else np.zeros((0, 2), np.int64)
+            return
+        yield np.stack([order[first], order[first + apart]], 1)
 
 
 def _distinct(found: list[np.ndarray]) -> np.ndarray:
     """Pairs once, the earlier place first, in order."""
-    once = distinct(_keys(np.concatenate(found)))
+    once = distinct(_keys(np.concatenate(found))) if found else np.zeros(0, np.int64)
     return np.stack([once >> 32, once & 0xFFFFFFFF], 1)
 
 
