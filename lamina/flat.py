@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -141,7 +141,7 @@ class Flat:
         self._owners: list[tuple[dict[str, Any], str]] = []  # of the optimiser's state: dictionary and key
         self._kept: list[Tensor] = []  # what must still be there
         self._settings = list(optimizer.param_groups)
-        self._tables: list[tuple[Tensor, dict[str, Any]]] = []
+        self._states: list[dict[str, Any]] = []  # all of the optimiser's, in its order
         self._ready = False  # the optimiser's state lies flat
 
     def intact(self) -> bool:
@@ -149,9 +149,7 @@ class Flat:
         if [p.data_ptr() for p in self.parameters] != self._pointers:
             return False
         groups, states = self.optimizer.param_groups, self.optimizer.state  # both are replaced by load_state_dict
-        if len(groups) != len(self._settings) or any(a is not b for a, b in zip(groups, self._settings, strict=True)):
-            return False
-        if self._ready and any(states.get(p) is not own for p, own in self._tables):
+        if not _same(groups, self._settings) or (self._states and not _same(states.values(), self._states)):
             return False
         return all(map(operator.is_, [state.get(name) for state, name in self._owners], self._kept))
 
@@ -193,11 +191,11 @@ class Flat:
         for (state, name), tensor in zip(self._owners, self._kept, strict=True):
             if state.get(name) is tensor:
                 state[name] = tensor.clone()
-        self._owners, self._kept, self._tables, self._ready = [], [], [], False
+        self._owners, self._kept, self._states, self._ready = [], [], [], False
 
     def _adopt(self) -> bool:
         """Take the optimiser's state into one tensor a kind; False where there is none yet, or it is not of one age."""
-        self._owners, self._kept, self._tables, self._steps = [], [], [], None
+        self._owners, self._kept, self._states, self._steps = [], [], [], None
         if all(own.settings.get("momentum") == 0 for own in self._groups):
             return True  # SGD without memory
         states = [self.optimizer.state[p] for p in self.parameters]
@@ -216,7 +214,7 @@ class Flat:
             memory = self._memory[name] = self._laid(lambda p, name=name: self.optimizer.state[p][name])  # type: ignore[misc]
             for p, state in zip(self.parameters, states, strict=True):
                 self._keep(state, name, self._view(memory, p))
-        self._tables = list(zip(self.parameters, states, strict=True))
+        self._states = list(self.optimizer.state.values())  # looked up one by one, tensors are hashed in Python
         for own in self._groups:
             own.states = {name: self._joined(self._memory[name], own) for name in names}
             own.steps = [] if self._steps is None else [self._steps[0]] * len(own.parameters)
@@ -247,6 +245,11 @@ class Flat:
         for p in own.members[len(joined) :]:
             parts.append(memory[self._places[id(p)] :][: p.numel()])
         return parts
+
+
+def _same(some: Collection[Any], others: Collection[Any]) -> bool:
+    """Whether these are the same objects."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 def _missing(own: _Group) -> bool:

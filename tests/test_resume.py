@@ -161,6 +161,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "convnet": {
         "net": "convnet", "net_arg": {"widths": [4, 6]}, "augment": "shift=1", "cutmix": 1.0, "schedule": "cosine",
         "warmup": 0.1, "balance": "weights", "checkpoint_every": "1epoch", "epochs": 2, "keep": "last",
+        "precision": "fp32",  # on a busy machine a step may take so long that bf16 is tried, and taken
     },
     "fp16": {"net": "mlp", "net_arg": {"hidden": [24]}, "precision": "fp16", "optimizer": "adam", "steps": 25, "epochs": None},
     "own net": {"net": Restless, "optimizer": torch.optim.RAdam, "loss": nn.CrossEntropyLoss(label_smoothing=0.1), "seed": 3},
