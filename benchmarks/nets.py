@@ -154,6 +154,9 @@ JOBS = {
         optimizer=lambda p: torch.optim.AdamW(p, 1e-3, fused=True),
     ),
     "the same, batch norm": Job(lambda: dense(*TUTORIAL, between=nn.BatchNorm1d), (6000, 784), 10),
+    "the same, Adam not fused": Job(
+        lambda: dense(*TUTORIAL), (6000, 784), 10, optimizer=lambda p: torch.optim.Adam(p, 1e-3)
+    ),
     "the same, RMSprop": Job(
         lambda: dense(*TUTORIAL), (6000, 784), 10, optimizer=lambda p: torch.optim.RMSprop(p, 1e-3)
     ),
@@ -162,6 +165,9 @@ JOBS = {
     "the same, DataLoader": Job(lambda: dense(*TUTORIAL), (6000, 784), 10, dataset=TensorDataset),
     "the same, DataLoader, own Dataset": Job(lambda: dense(*TUTORIAL), (6000, 784), 10, dataset=Rows),
     "13-32-32-3, batch 32": Job(lambda: dense(13, 32, 32, 3), (3000, 13), 3, 32),
+    "ten layers of 64, Adam not fused": Job(
+        lambda: dense(*[64] * 10, 10), (3000, 64), 10, 32, optimizer=lambda p: torch.optim.Adam(p, 1e-3)
+    ),
     "ten layers of 64, tanh": Job(lambda: dense(20, *[64] * 10, 5, act=nn.Tanh), (6000, 20), 5),
     "784-1024-1024-10, batch 128": Job(lambda: dense(784, 1024, 1024, 10), (6000, 784), 10, 128),
     "LSTM": Job(lambda: Last(nn.LSTM), (3000, 50, 16), 5),

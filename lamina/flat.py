@@ -1,17 +1,20 @@
 """Parameters, gradients and optimiser state one after the other in memory, so that an update is one pass.
 
-In: an optimiser of torch's with a fused kernel, and the parameters that get gradients. Out: a `Flat`: the same parameters,
-now views of one tensor, as ordinary as before to the module and its owner; views for their gradients; and `update()`, which
-does what `optimizer.step()` does, to the bit, in one call of torch's kernel a group. The optimiser's own state tensors
-become views too, so its `state_dict()` and `load_state_dict()` go on working. On a GPU the learning rate is a tensor, rounded
-to float32, so that an update can be captured.
+In: an optimiser of torch's that treats each number by itself, and the parameters that get gradients. Out: a `Flat`: the same
+parameters, now views of one tensor, as ordinary as before to the module and its owner; views for their gradients; and
+`update()`, which does what `optimizer.step()` does, to the bit, over all of a group at once: by torch's fused kernel where the
+optimiser was made with that, else (on the CPU) by an optimiser of the same class whose parameter is the group's one tensor. The
+optimiser's own state tensors become views too, so its `state_dict()` and `load_state_dict()` go on working. On a GPU the
+learning rate is a tensor, rounded to float32, so that an update can be captured.
 
-To the bit: the kernel works in vectors of 16 numbers and finishes a tensor one by one, with other roundings. So a tensor
-whose size is no multiple of 16 is not joined to its neighbours, and is updated beside them.
+To the bit: the fused kernels work in vectors of 16 numbers and finish a tensor one by one, with other roundings. So a tensor
+whose size is no multiple of 16 is then not joined to its neighbours, and is updated beside them. The plain operations round the
+same way everywhere.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 import math
 import operator
@@ -23,11 +26,21 @@ from torch import Tensor, nn
 from torch.optim import optimizer as torch_optimizer
 
 _LANE = 16  # numbers: a cache line of float32, the kernels' unit
-_STATES = {
+_STATES = {  # of as many numbers as the parameter
     "Adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     "AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     "SGD": ("momentum_buffer",),
+    "RMSprop": ("square_avg", "momentum_buffer", "grad_avg"),
+    "NAdam": ("exp_avg", "exp_avg_sq"),
+    "RAdam": ("exp_avg", "exp_avg_sq"),
+    "Adagrad": ("sum",),
+    "Adadelta": ("square_avg", "acc_delta"),
+    "Adamax": ("exp_avg", "exp_inf"),
+    "ASGD": ("ax",),
+    "Rprop": ("prev", "step_size"),
 }
+_COUNTS = ("step", "mu_product", "eta", "mu")  # state that is one number a parameter
+_MOST = 1 << 20  # numbers, for an update by plain operations: of more the time goes into the arithmetic, in more memory
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _HOOKS_OF_ALL = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
 
@@ -45,13 +58,18 @@ def why_not(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> s
         return "has hooks, as all optimisers have here"
     if "step" in vars(optimizer):
         return "has a step that was replaced"
-    if not all(group.get("fused") for group in optimizer.param_groups):
-        return f"{kind.__name__} was not made with fused=True"
+    fused = [bool(group.get("fused")) for group in optimizer.param_groups]
+    if any(fused) and not (all(fused) and base.__name__ in _KERNELS):
+        return f"{kind.__name__} has fused kernels of its own, or for some groups alone"
     rates = [rate for group in optimizer.param_groups for rate in (group["lr"], *group.get("betas", ()))]
     if any(isinstance(rate, Tensor) for rate in rates) or any(g.get("differentiable") for g in optimizer.param_groups):
         return "has a rate that is a tensor, or is differentiable"
     if not parameters:
         return "has no parameters that get a gradient"
+    if not any(fused) and parameters[0].device.type != "cpu":
+        return f"{kind.__name__} was not made with fused=True"
+    if not any(fused) and sum(p.numel() for p in parameters) > _MOST:
+        return f"{kind.__name__} was not made with fused=True, and has more than {_MOST:,} numbers to update"
     if len({(p.device, p.dtype) for p in parameters}) > 1:
         return "has parameters of several types or devices"
     if parameters[0].device.type not in ("cpu", "cuda") or parameters[0].dtype not in (torch.float32, torch.float64):
@@ -89,6 +107,7 @@ class _Group:
         self.gradients: list[Tensor] = []
         self.states: dict[str, list[Tensor]] = {}
         self.steps: list[Tensor] = []
+        self.counts: dict[str, Tensor] = {}  # of each parameter, where the update is by plain operations
         self.rate: Any = settings["lr"]  # on a GPU a tensor there, so that a captured update may change it
         self._rate: Any = None  # what is in that tensor
 
@@ -114,11 +133,13 @@ class Flat:
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]):
         self.optimizer, self.parameters = optimizer, list(parameters)
         self.kind = next(k.__name__ for k in type(optimizer).__mro__ if k.__module__.startswith("torch.optim."))
+        self.fused = bool(optimizer.param_groups[0].get("fused"))
         wanted = {id(p) for p in parameters}
         self._groups = []
         for group in optimizer.param_groups:
             members = [p for p in group["params"] if id(p) in wanted]
-            members.sort(key=lambda p: p.numel() % _LANE != 0)  # stable: those that are joined come first
+            if self.fused:
+                members.sort(key=lambda p: p.numel() % _LANE != 0)  # stable: those that are joined come first
             if members:
                 self._groups.append(_Group(group, members))
         self._places: dict[int, int] = {}
@@ -143,6 +164,7 @@ class Flat:
         self._settings = list(optimizer.param_groups)
         self._states: list[dict[str, Any]] = []  # all of the optimiser's, in its order
         self._ready = False  # the optimiser's state lies flat
+        self._twin: Any = None  # the optimiser of the groups' one tensors
 
     def intact(self) -> bool:
         """Whether parameters and optimiser state still lie where they were put: a caller may have set others."""
@@ -175,6 +197,9 @@ class Flat:
                 p.grad = gradient
             self.optimizer.step()
             return
+        if not self.fused:
+            self._step()
+            return
         if self._steps is not None:
             self._steps.add_(1)
         for own in self._groups:
@@ -191,21 +216,49 @@ class Flat:
         for (state, name), tensor in zip(self._owners, self._kept, strict=True):
             if state.get(name) is tensor:
                 state[name] = tensor.clone()
-        self._owners, self._kept, self._states, self._ready = [], [], [], False
+        self._owners, self._kept, self._states, self._ready, self._twin = [], [], [], False, None
+
+    def _step(self) -> None:
+        """An update by plain operations."""
+        for own, group in zip(self._groups, self._twin.param_groups, strict=True):
+            group.update((name, value) for name, value in own.settings.items() if name != "params")
+        self._twin.step()
+        for own in self._groups:
+            for name, counts in own.counts.items():
+                counts.fill_(self._twin.state[own.parameters[0]][name])
+
+    def _twinned(self) -> Any:
+        """An optimiser like the one given, of the groups' one tensors and their state."""
+        twin = type(self.optimizer).__new__(type(self.optimizer))
+        shared = {
+            name: value for name, value in vars(self.optimizer).items() if name != "step"
+        }  # where steps are counted
+        twin.__dict__.update(shared)
+        twin.__dict__.update({name: collections.OrderedDict() for name in _HOOKS})
+        twin.param_groups = [{**own.settings, "params": own.parameters} for own in self._groups]
+        twin.state = collections.defaultdict(dict)
+        for own in self._groups:
+            (whole,), (whole.grad,) = own.parameters, own.gradients
+            twin.state[whole] = {name: parts[0] for name, parts in own.states.items()}
+            twin.state[whole] |= {name: counts[0].clone() for name, counts in own.counts.items()}
+        return twin
 
     def _adopt(self) -> bool:
         """Take the optimiser's state into one tensor a kind; False where there is none yet, or it is not of one age."""
         self._owners, self._kept, self._states, self._steps = [], [], [], None
-        if all(own.settings.get("momentum") == 0 for own in self._groups):
+        for own in self._groups:
+            own.states, own.counts = {}, {}
+        if self.kind == "SGD" and all(own.settings.get("momentum") == 0 for own in self._groups):
+            self._twin = None if self.fused else self._twinned()
             return True  # SGD without memory
         states = [self.optimizer.state[p] for p in self.parameters]
         names = [name for name in _STATES[self.kind] if any(name in state for state in states)]
         if not names or any(state.get(name) is None for state in states for name in names):
             return False
         ages = {float(state["step"]) for state in states if "step" in state}
-        if len(ages) > 1:
+        if len(ages) > 1 or not (self.fused or self._counted()):
             return False
-        if ages:
+        if ages and self.fused:
             device = next(state["step"].device for state in states if "step" in state)
             self._steps = torch.full((len(states),), ages.pop(), dtype=torch.float32, device=device)
             for state, step in zip(states, self._steps.unbind(), strict=True):
@@ -218,6 +271,24 @@ class Flat:
         for own in self._groups:
             own.states = {name: self._joined(self._memory[name], own) for name in names}
             own.steps = [] if self._steps is None else [self._steps[0]] * len(own.parameters)
+        self._twin = None if self.fused else self._twinned()
+        return True
+
+    def _counted(self) -> bool:
+        """Take in what is one number a parameter; False where it is not the same for all of a group."""
+        for own in self._groups:
+            states = [self.optimizer.state[p] for p in own.members]
+            for name in [name for name in _COUNTS if name in states[0]]:
+                values = [state[name] for state in states]
+                if not all(isinstance(value, Tensor) for value in values):
+                    return False
+                counts = own.counts[name] = torch.stack(values)
+                if not bool((counts == counts[0]).all()):
+                    return False
+        for own in self._groups:
+            for name, counts in own.counts.items():
+                for p, count in zip(own.members, counts.unbind(), strict=True):
+                    self._keep(self.optimizer.state[p], name, count)
         return True
 
     def _keep(self, state: dict[str, Any], name: str, tensor: Tensor) -> None:
@@ -237,6 +308,9 @@ class Flat:
         return memory.as_strided(p.shape, p.stride(), self._places[id(p)])
 
     def _joined(self, memory: Tensor, own: _Group) -> list[Tensor]:
+        if not self.fused:
+            first, last = self._places[id(own.members[0])], own.members[-1]
+            return [memory[first : self._places[id(last)] + last.numel()]]
         joined = [p for p in own.members if p.numel() % _LANE == 0]
         parts = []
         if joined:

@@ -99,7 +99,11 @@ def l1_of_all(net):
     [
         (sgd, {}, {}),
         (adam, {}, {}),
-        (sgd, {"clip_norm": 0.5}, {"before": lambda net: nn.utils.clip_grad_norm_(net.parameters(), 0.5)}),
+        (
+            sgd,
+            {"clip_norm": 0.5, "strict": True},
+            {"before": lambda net: nn.utils.clip_grad_norm_(net.parameters(), 0.5)},
+        ),
         (sgd, {"clip_value": 0.01}, {"before": lambda net: nn.utils.clip_grad_value_(net.parameters(), 0.01)}),
         (adam, {"penalty": l1_of_all}, {"extra": l1_of_all}),
     ],

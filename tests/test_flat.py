@@ -32,6 +32,23 @@ KINDS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
     "adamw, all": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.2, amsgrad=True, maximize=True, fused=True),
     "ours": lambda p: optimizers.make("adamw", p, learning_rate=0.01, fused=True),
+    "plain sgd": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.03),
+    "plain momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "plain adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "plain amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, amsgrad=True, maximize=True),
+    "plain adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "adamw, foreach": lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
+    "rmsprop, all": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True, weight_decay=0.1),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
+    "nadam, foreach": lambda p: torch.optim.NAdam(p, lr=0.01, foreach=True),
+    "radam": lambda p: torch.optim.RAdam(p, lr=0.01, weight_decay=0.1),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01, lr_decay=0.1, initial_accumulator_value=0.2),
+    "adadelta": lambda p: torch.optim.Adadelta(p, weight_decay=0.01),
+    "adamax": lambda p: torch.optim.Adamax(p, weight_decay=0.01),
+    "asgd": lambda p: torch.optim.ASGD(p, t0=4, weight_decay=0.01),
+    "rprop": lambda p: torch.optim.Rprop(p),
+    "ours, plain": lambda p: optimizers.make("rmsprop", p, learning_rate=0.01),
 }
 
 
@@ -109,8 +126,21 @@ def test_one_update_is_one_call_for_what_is_joined(monkeypatch: pytest.MonkeyPat
     assert seen == [1 + sum(p.numel() % 16 != 0 for p in other[0])]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_the_first_steps_the_optimisers_own_is_not_called(kind: str) -> None:
+    """Neither it nor its hooks: it does run flat."""
+    one, other = pair(KINDS[kind], some())
+    laid = flat.Flat(other[1], other[0])
+    step(one, other, laid, 0)
+    other[1].step = None  # type: ignore[assignment]  # as a scheduler replaces it
+    for number in range(1, 4):
+        step(one, other, laid, number)
+
+
 @pytest.mark.parametrize("size", [256 * 1024, 100_003])
-@pytest.mark.parametrize("kind", ["adamw", "nesterov"])
+@pytest.mark.parametrize(
+    "kind", ["adamw", "nesterov", "plain adam", "plain momentum", "rmsprop, all", "radam", "rprop"]
+)
 def test_sizes_that_threads_share(size: int, kind: str) -> None:
     torch.set_num_threads(2)
     one, other = pair(KINDS[kind], some([(size,), (64, 512), (91,)]))
@@ -134,12 +164,15 @@ def grouped(kind: Any, parameters: list[nn.Parameter], **keywords: Any) -> torch
         {"params": parameters[1::3]},
         {"params": parameters[2::3], "lr": 0.003, "weight_decay": 0.5},
     ]
-    return kind(groups, lr=0.02, fused=True, **keywords)
+    return kind(groups, lr=0.02, **keywords)
 
 
-@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
-def test_groups_with_their_own_settings_that_change(kind: Any) -> None:
-    keywords: dict[str, Any] = {"momentum": 0.9} if kind is torch.optim.SGD else {"amsgrad": True}
+@pytest.mark.parametrize(("kind", "keywords"), [
+    *[(kind, {"amsgrad": True, "fused": fused}) for kind in (torch.optim.AdamW, torch.optim.Adam) for fused in (True, False)],
+    *[(torch.optim.SGD, {"momentum": 0.9, "fused": fused}) for fused in (True, False)],
+    (torch.optim.RMSprop, {"momentum": 0.9}), (torch.optim.NAdam, {}), (torch.optim.ASGD, {"t0": 3}), (torch.optim.Adagrad, {}),
+])  # fmt: skip
+def test_groups_with_their_own_settings_that_change(kind: Any, keywords: dict[str, Any]) -> None:
     one, other = pair(lambda p: grouped(kind, p, **keywords), some())
     laid = flat.Flat(other[1], other[0])
     for number in range(10):
@@ -148,14 +181,15 @@ def test_groups_with_their_own_settings_that_change(kind: Any) -> None:
                 group["lr"] = 0.1 / (1 + number + k)
                 if "momentum" in group:
                     group["momentum"] = 0.9 - 0.05 * number
-                else:
+                elif "betas" in group:
                     group["betas"] = (0.9 - 0.02 * number, 0.99)
         step(one, other, laid, number)
 
 
+@pytest.mark.parametrize("fused", [True, None])
 @pytest.mark.parametrize("plan", [[0.0, 0.0, 0.9, 0.9, 0.9], [0.9, 0.9, 0.0, 0.0, 0.9], [0.0, 0.5, 0.0, 0.5, 0.5]])
-def test_a_momentum_that_comes_and_goes(plan: list[float]) -> None:
-    one, other = pair(lambda p: torch.optim.SGD(p, lr=0.1, momentum=plan[0], fused=True), some())
+def test_a_momentum_that_comes_and_goes(plan: list[float], fused: bool | None) -> None:
+    one, other = pair(lambda p: torch.optim.SGD(p, lr=0.1, momentum=plan[0], fused=fused), some())
     laid = flat.Flat(other[1], other[0])
     for number, momentum in enumerate(plan * 2):
         one[1].param_groups[0]["momentum"] = other[1].param_groups[0]["momentum"] = momentum
@@ -163,10 +197,11 @@ def test_a_momentum_that_comes_and_goes(plan: list[float]) -> None:
         assert laid.intact()
 
 
-def test_momentum_in_one_group_alone() -> None:
+@pytest.mark.parametrize("kind", [lambda groups: torch.optim.SGD(groups, lr=0.1, fused=True), torch.optim.SGD,
+                                  torch.optim.RMSprop], ids=["fused", "sgd", "rmsprop"])  # fmt: skip
+def test_momentum_in_one_group_alone(kind: Any) -> None:
     def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        groups = [{"params": parameters[:4]}, {"params": parameters[4:], "momentum": 0.9}]
-        return torch.optim.SGD(groups, lr=0.1, fused=True)
+        return kind([{"params": parameters[:4]}, {"params": parameters[4:], "momentum": 0.9}])  # type: ignore[no-any-return]
 
     one, other = pair(make, some())
     laid = flat.Flat(other[1], other[0])
@@ -219,7 +254,7 @@ def test_any_sizes(kind: str, sizes: list[tuple[int, ...]], double: bool, resume
 # --- The optimiser's state --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["momentum", "adamw, all", "sgd"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_training_goes_on_from_a_saved_state(kind: str) -> None:
     one, other = pair(KINDS[kind], some())
     laid = flat.Flat(other[1], other[0])
@@ -251,8 +286,9 @@ def test_the_state_holds_the_numbers_of_now() -> None:
     assert float(ours[0]["step"]) == 3
 
 
-def test_states_of_different_age_are_left_to_torch() -> None:
-    one, other = pair(KINDS["adam"], some())
+@pytest.mark.parametrize("kind", ["adam", "plain adam", "nadam", "asgd"])
+def test_states_of_different_age_are_left_to_torch(kind: str) -> None:
+    one, other = pair(KINDS[kind], some())
     for own, optimizer in (one, other):
         for p, gradient in zip(own[:3], gradients(one[0], 9), strict=False):
             p.grad = gradient
@@ -263,7 +299,7 @@ def test_states_of_different_age_are_left_to_torch() -> None:
     assert [float(other[1].state[p]["step"]) for p in other[0]] == [5.0] * 3 + [4.0] * (len(SIZES) - 3)
 
 
-@pytest.mark.parametrize("kind", ["momentum", "amsgrad", "sgd"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_separate_gives_everything_memory_of_its_own(kind: str, steps: int) -> None:
     one, other = pair(KINDS[kind], some())
@@ -402,13 +438,13 @@ def subclass() -> nn.Parameter:
 
 
 REASONS: dict[str, tuple[Callable[[], tuple[Any, list[Any]]], str]] = {
-    "another kind": (lambda: with_all(lambda p: torch.optim.RMSprop(p), [a(3)]), "one by one"),
-    "adagrad": (lambda: with_all(lambda p: torch.optim.Adagrad(p, fused=True), [a(3)]), "one by one"),
+    "another kind": (lambda: with_all(torch.optim.Adafactor, [a(3)]), "one by one"),
+    "adagrad": (lambda: with_all(lambda p: torch.optim.Adagrad(p, fused=True), [a(3)]), "fused kernels of its own"),
     "a subclass": (lambda: with_all(lambda p: Own(p, fused=True), [a(3)]), "one by one"),
-    "not fused": (lambda: with_all(torch.optim.AdamW, [a(3)]), "fused=True"),
+    "large, not fused": (lambda: with_all(torch.optim.AdamW, [a(600_000), a(600_000)]), "more than 1,048,576"),
     "one group not fused": (
         lambda: with_all(lambda p: fused([{"params": p[:1]}, {"params": p[1:], "fused": False}]), [a(3), a(4)]),
-        "fused=True",
+        "for some groups alone",
     ),
     "hook before": (lambda: with_all(lambda p: with_hook(fused(p)), [a(3)]), "hooks"),
     "hook after": (lambda: with_all(lambda p: after_hook(fused(p)), [a(3)]), "hooks"),

@@ -60,6 +60,17 @@ def fused(parameters):
     return optimizers.make("adam", parameters, 1e-2)
 
 
+def plain(parameters):
+    return torch.optim.Adam(parameters, lr=1e-2)
+
+
+class Apart(torch.optim.RAdam):
+    """An optimiser of the user's own, which is not laid flat."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=1e-2)
+
+
 def sgd(parameters):
     return optimizers.make("sgd", parameters, 0.05, momentum=0.9, weight_decay=1e-2)
 
@@ -604,7 +615,7 @@ def test_a_net_whose_own_code_may_change_it_is_looked_at_all_the_same(forward, c
 @pytest.mark.parametrize("name", ["weights put", "memory of a buffer put", "unfreeze", "optimiser loaded", "new layer"])
 def test_the_same_with_an_optimiser_that_is_not_laid_flat(name):
     change = frozen if name == "unfreeze" else None
-    lane = compare(change=change, body=at(9, BODIES[name]), optimizer=lambda p: torch.optim.RAdam(p, lr=1e-2))
+    lane = compare(change=change, body=at(9, BODIES[name]), optimizer=Apart)
     assert lane.recorded, lane.words
 
 
@@ -795,7 +806,7 @@ class Learned(nn.Module):
 
 
 @pytest.mark.parametrize("compile", ["on", "off"])
-@pytest.mark.parametrize("optimizer", [fused, lambda p: torch.optim.Adam(p, lr=1e-2)], ids=["flat", "plain"])
+@pytest.mark.parametrize("optimizer", [fused, plain, Apart], ids=["fused", "plain", "one by one"])
 def test_a_loss_with_parameters_and_buffers_learns(optimizer, compile):
     found = []
     for way in ("hand", "lane"):
@@ -857,7 +868,7 @@ def test_penalties(penalty):
 
 
 @pytest.mark.parametrize("compile", ["auto", "off"])
-@pytest.mark.parametrize("optimizer", [fused, lambda p: torch.optim.Adam(p, lr=1e-2)], ids=["flat", "plain"])
+@pytest.mark.parametrize("optimizer", [fused, plain, Apart], ids=["fused", "plain", "one by one"])
 def test_clipping_has_the_bits_of_the_loop_by_hand_where_strict(optimizer, compile):
     def value(net):
         nn.utils.clip_grad_value_(net.parameters(), 0.01)
@@ -1031,7 +1042,7 @@ HARMS = {
 
 
 @pytest.mark.parametrize("after", [0, 1])
-@pytest.mark.parametrize("optimizer", [fused, lambda p: torch.optim.RAdam(p, lr=1e-2)], ids=["flat", "plain"])
+@pytest.mark.parametrize("optimizer", [fused, plain, Apart], ids=["fused", "plain", "one by one"])
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_replay_that_is_wrong_is_found_and_the_training_ends_in_the_right_bits(monkeypatch, harm, optimizer, after):
     planted(monkeypatch, after, HARMS[harm])
