@@ -230,10 +230,8 @@ class Flat:
     def _twinned(self) -> Any:
         """An optimiser like the one given, of the groups' one tensors and their state."""
         twin = type(self.optimizer).__new__(type(self.optimizer))
-        shared = {
-            name: value for name, value in vars(self.optimizer).items() if name != "step"
-        }  # where steps are counted
-        twin.__dict__.update(shared)
+        # A scheduler may have put a `step` there that counts the optimiser's own.
+        twin.__dict__.update({name: value for name, value in vars(self.optimizer).items() if name != "step"})
         twin.__dict__.update({name: collections.OrderedDict() for name in _HOOKS})
         twin.param_groups = [{**own.settings, "params": own.parameters} for own in self._groups]
         twin.state = collections.defaultdict(dict)
