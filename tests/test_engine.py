@@ -381,6 +381,20 @@ def test_the_mean_loss_of_many_steps_is_added_up_without_rounding():
     assert progress.mean_loss == pytest.approx(np.average(losses, weights=counts), rel=1e-12)
 
 
+@pytest.mark.parametrize("make", [sgd, lambda net: fused(net)], ids=["plain", "fused"])
+def test_losses_on_a_device_that_is_not_waited_for_are_added_up_there(make, monkeypatch):
+    found = []
+    for near in (("cpu",), ()):
+        monkeypatch.setattr("lamina.engine._NEAR", near)
+        net = Net()
+        torch.manual_seed(3)
+        progress = list(lamina.learn(net, PARTS, F.cross_entropy, make(net), epochs=2))[-1]
+        assert isinstance(progress.state.loss_sum, float if near else torch.Tensor)
+        found.append((progress.mean_loss, *net.parameters()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1:], found[1][1:], strict=True))
+
+
 @pytest.mark.parametrize("stored", [3.5, torch.tensor(3.5)], ids=["a number", "a tensor, as on a GPU or of before"])
 def test_a_sum_of_losses_that_was_stored_is_gone_on_with(stored):
     net = Net()
