@@ -807,6 +807,7 @@ def _learn(job: Job, learning: _Learning, signals: Signals) -> None:
             break
         if due or signals.received:
             _checkpoint(job, learning)
+            progress.untouched = False  # weights that are not finite are given up there
             saved_at = time.monotonic()
         if signals.received:
             _flush(job, learning)

@@ -524,6 +524,23 @@ def test_a_watcher_that_changes_the_net_all_the_same_is_heard_at_the_next_step(r
     assert all(torch.equal(seen[11], later) for later in seen[12:])
 
 
+def test_an_optimiser_that_forgets_when_a_checkpoint_is_made_is_heard_at_the_next_step(runs, monkeypatch):
+    """As it does where weights are not finite: with nobody between the steps as with a watcher that is asked after each."""
+
+    def forgets(recovery):
+        if recovery.state.step == 12:
+            recovery.state.optimizer.state.clear()
+        return []
+
+    monkeypatch.setattr("lamina.training.Recovery.sound", forgets)
+    ends = []
+    for watchers in ([], [Counting({})]):
+        torch.manual_seed(0)
+        options = {"epochs": 2, "batch_size": 8, "checkpoint_every": "6steps", "watchers": watchers, "keep": "last"}
+        ends.append(train(net=Net(), runs=runs, **options))
+    assert ends[0].facts["steps"] > 15 and same(*ends)
+
+
 def test_watchers_change_nothing(runs):
     wishes: dict[int, object] = {2: Save("mine"), 3: Save("mine"), 4: Log({"a": 1.0})}
     assert same(train(net=Dropping, watchers=[Counting(wishes)], runs=runs), train(net=Dropping, runs=runs))
