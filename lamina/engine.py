@@ -52,9 +52,7 @@ class Progress:
         self.eager = ""  # at the end of an epoch: why steps are not recorded
         self.compiled = ""  # then too: how it went, where torch was to compile the net
         self.scores: dict[str, float] = {}  # filled by the caller, after validation
-        self.untouched = (
-            False  # set by a caller who knows that since this step nobody has changed net, loss or optimiser
-        )
+        self.untouched = False  # set by who knows that since this step nobody has changed net, loss or optimiser
         self.incident: dict[
             str, Any
         ] = {}  # of this step: `skipped`, the error that would have been raised; `most`, `words`

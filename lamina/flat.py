@@ -184,7 +184,8 @@ class Flat:
         """Before an update: take in the optimiser's state and its rates. False where the update will be torch's own."""
         if self._ready and any(_missing(own) for own in self._groups):  # momentum that was 0, for one
             self._ready = False
-        self._ready = self._ready or self._adopt()
+        if not self._ready and self._adopt():
+            self._ready, self._twin = True, None if self.fused else self._twinned()
         for own in self._groups:
             own.set_rate()
         return self._ready
@@ -247,7 +248,6 @@ class Flat:
         for own in self._groups:
             own.states, own.counts = {}, {}
         if self.kind == "SGD" and all(own.settings.get("momentum") == 0 for own in self._groups):
-            self._twin = None if self.fused else self._twinned()
             return True  # SGD without memory
         states = [self.optimizer.state[p] for p in self.parameters]
         names = [name for name in _STATES[self.kind] if any(name in state for state in states)]
@@ -269,7 +269,6 @@ class Flat:
         for own in self._groups:
             own.states = {name: self._joined(self._memory[name], own) for name in names}
             own.steps = [] if self._steps is None else [self._steps[0]] * len(own.parameters)
-        self._twin = None if self.fused else self._twinned()
         return True
 
     def _counted(self) -> bool:

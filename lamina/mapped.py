@@ -142,6 +142,13 @@ def take(column: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     return made
 
 
+def seen(column: Tensor, rows: Tensor) -> Tensor:
+    """The same for who writes to none of them: rows in memory that follow one another are no copy."""
+    if not len(rows) or is_mapped(column) or not bool((rows.diff() == 1).all()):
+        return take(column, rows)
+    return column[int(rows[0]) : int(rows[-1]) + 1]
+
+
 def soon(columns: Sequence[Tensor], rows: Tensor) -> None:
     """These rows will be taken next: a disk that had to be waited for begins to read them."""
     for column in columns:

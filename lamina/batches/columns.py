@@ -109,10 +109,8 @@ class Batches(Epochs):
         return [*self.columns, *(() if self.truth is None else (self.truth,))]
 
     def _cut_anew(self, indices: Tensor) -> list[Tensor]:
-        if self.views and bool((indices.diff() == 1).all()):
-            rows = slice(int(indices[0]), int(indices[-1]) + 1)
-            return [c[rows] if not mapped.is_mapped(c) else mapped.take(c, indices) for c in self._table()]
-        return [mapped.take(column, indices) for column in self._table()]
+        take = mapped.seen if self.views else mapped.take
+        return [take(column, indices) for column in self._table()]
 
     def _cut_again(self, indices: Tensor) -> list[Tensor]:
         table, memory = self._table(), self._memory.get(len(indices))

@@ -261,12 +261,7 @@ class Domain:
         """Some encoded inputs (rows sorted) as numbers (n, F), dense or a sparse matrix of scipy, for a simple model of this
         name, which is not to write to them; None where it cannot learn from them."""
         column = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else None
-        if column is None:
-            return None
-        first = int(rows[0]) if len(rows) else 0
-        if not mapped.is_mapped(column) and np.array_equal(rows, np.arange(first, first + len(rows))):
-            return column[first : first + len(rows)].numpy()
-        return mapped.take(column, torch.from_numpy(rows)).numpy()
+        return None if column is None else mapped.seen(column, torch.from_numpy(rows)).numpy()
 
     def pictures(self, inputs: Any, rows: np.ndarray) -> np.ndarray | None:
         """Some encoded inputs as pictures (n, C, H, W) uint8 for the report; None where there is nothing to see."""
