@@ -1,8 +1,8 @@
 """Is an input like those the net has learned from?
 
 In: a trained net, batches of training examples and of others of their kind. Out: a `Familiar`, and of it tensors that a run
-keeps. Called at the end of training; afterwards `Watched` gives a net's outputs with one more number, how strange each
-input is: above 1 is stranger than 99 in 100 of the held-out examples.
+keeps. Called at the end of training; afterwards `Watched` gives a net's outputs with how far off each input lies, and of many
+together how strange they are: above 1 is stranger than 99 in 100 of the held-out examples.
 
 Looked at are the inputs of some of the net's own linear and convolutional layers, the first and the last among them: of what
 has places (pixels, words) the mean and the standard deviation over them. Of each layer it is the Mahalanobis distance to the
@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from lamina.products import OfBytes
 
 FILE = "familiar.safetensors"  # in a run's folder
 LAYERS = 4  # of a net that are looked at
@@ -50,14 +52,19 @@ class Familiar:
     dims: list[int]
     tensors: dict[str, Tensor]  # "factor.0" (E, E) whitens, "means.0" (K, E) whitened; "limit", "least" (layers,)
 
-    def strangeness(self, seen: dict[str, Tensor]) -> Tensor:
-        """Inputs of the layers by name -> (B,), from 0 to 2: above 1 is strange."""
+    def distances(self, seen: dict[str, Tensor]) -> Tensor:
+        """Inputs of the layers by name -> (B, layers) how far off they lie, at most 2: above 1 is strange."""
         found = []
         for k, (name, dim) in enumerate(zip(self.layers, self.dims, strict=True)):
             factor, means = self.tensors[f"factor.{k}"], self.tensors[f"means.{k}"]
-            apart = distance(summary(seen[name], dim, k == 0), factor, means)
-            found += [apart / self.tensors["limit"][k], self.tensors["least"][k] / apart.clamp_(min=_TINY)]
-        return torch.stack(found).amax(0).nan_to_num(nan=_MOST, posinf=_MOST).clamp(max=_MOST)
+            found.append(distance(summary(seen[name], dim, k == 0), factor, means))
+        return torch.stack(found, 1).div_(self.tensors["limit"]).clamp_(max=_MOST)
+
+    def strangeness(self, distances: Tensor) -> Tensor:
+        """(B, layers) -> (B,), from 0 to 2: above 1 is strange, of one layer too far or, where that is told, too near."""
+        near = (self.tensors["least"] / self.tensors["limit"]).to(distances)
+        strange = torch.maximum(distances, near / distances.clamp(min=_TINY)).amax(1)
+        return strange.nan_to_num(nan=_MOST).clamp(max=_MOST)
 
     def rescaled(self, low: Tensor, step: Tensor) -> Familiar:
         """The same for a first layer that sees b where it saw low + step * b; low, step: (features,)."""
@@ -72,22 +79,20 @@ class Familiar:
 
 
 class Watched(nn.Module):
-    """A net that gives its outputs (B, ...) as (B, D + 1): the last is how strange the input is."""
+    """A net that gives its outputs (B, ...) as (B, D + layers): the last are the distances of `Familiar`."""
 
     def __init__(self, net: nn.Module, familiar: Familiar):
         super().__init__()
         self.net, self.familiar = net, familiar
-        self.shape: tuple[int, ...] = ()  # of an example's output, when it was called
 
     def forward(self, *inputs: Tensor) -> Tensor:
         output, seen = watch(self.net, inputs, self.familiar.layers)
-        self.shape = tuple(output.shape[1:])
-        strange = self.familiar.strangeness(seen).to(output)
-        return torch.cat([output.reshape(len(output), -1), strange[:, None]], 1)
+        return torch.cat([output.reshape(len(output), -1), self.familiar.distances(seen).to(output)], 1)
 
     def apart(self, outputs: Tensor) -> tuple[Tensor, np.ndarray]:
-        """What many calls gave, put together -> the net's own outputs, and which inputs are strange, bool (N,)."""
-        return outputs[:, :-1], (outputs[:, -1] > 1).numpy()
+        """What many calls gave, put together -> the net's own outputs (N, D), and which inputs are strange, bool (N,)."""
+        layers = len(self.familiar.layers)
+        return outputs[:, :-layers], (self.familiar.strangeness(outputs[:, -layers:]) > 1).numpy()
 
 
 def watch(net: nn.Module, inputs: tuple[Tensor, ...], layers: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
@@ -109,7 +114,10 @@ def watch(net: nn.Module, inputs: tuple[Tensor, ...], layers: Sequence[str]) -> 
 def summary(given: Tensor, dim: int, first: bool = False) -> Tensor:
     """What went into a layer -> (B, E), E at most WIDEST: features as they are; of places their mean and deviation.
     first: into the net's first layer; of pictures there the sums, too."""
-    x = (given if dim == 0 else given.transpose(0, dim)).float()
+    x = given if dim == 0 else given.transpose(0, dim)
+    if first and x.dtype == torch.uint8 and x.ndim == 2 and x.shape[1] > WIDEST:
+        return _adding(x.shape[1])(x)  # type: ignore[no-any-return]
+    x = x.float()
     if x.ndim > 2 and dim != 0:  # (B, members, E): one net's members see the same
         x = x.flatten(1)
     elif x.ndim > 2:
@@ -145,6 +153,12 @@ def _sums(x: Tensor) -> Tensor:
     groups = x[:, :whole].unflatten(1, (-1, GROUPS)).sum(1)
     groups[:, : width - whole] += x[:, whole:]
     return groups
+
+
+@functools.lru_cache(maxsize=16)
+def _adding(width: int) -> OfBytes:
+    """The same for bytes (B, width), which a first layer is given that takes them as they are (`inference`)."""
+    return OfBytes(torch.eye(GROUPS).repeat(1, -(-width // GROUPS))[:, :width], digits=1)
 
 
 @functools.lru_cache(maxsize=16)

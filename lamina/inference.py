@@ -10,6 +10,7 @@ Not covered: devices other than the CPU, which are given a thousand examples at 
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lamina import products
 from lamina.familiar import Watched
 
 BYTES = 13e6  # of the largest tensor on the way. Above some 20 MB the C library gives memory back after every layer and
@@ -73,7 +75,8 @@ class _Sizes(TorchFunctionMode):
 def quickest(net: nn.Module, inputs: tuple[Tensor, ...], *, same_layers: bool = False) -> nn.Module:
     """The net, or a copy whose weights lie as the CPU's library wants them: convolutions with the channels last, products
     in blocks, with the relu that follows them in an `nn.Sequential`. Of a net (prepare, net) that takes bytes, what
-    `prepare` does may also have gone into the weights of the first product.
+    `prepare` does may also have gone into the weights of the first product, which takes the bytes as they are where the
+    processor can (`products`).
 
     same_layers: only what leaves each layer what it is, for those who look at what goes into one.
     Each change is made only where the copy gives the same on a few examples as the net itself, within 1e-4 of the largest
@@ -85,26 +88,32 @@ def quickest(net: nn.Module, inputs: tuple[Tensor, ...], *, same_layers: bool = 
     with torch.no_grad():
         expected = net(*few)
         best = net
-        for change in _changes(net, few, same_layers):
-            try:
-                other = change(_twin(best))
-                if torch.allclose(other(*few), expected, rtol=0, atol=1e-4 * float(expected.abs().max())):
+        for ways in _changes(net, few, same_layers):
+            for way in ways:
+                try:
+                    other = way(_twin(best))
+                    fits = torch.allclose(other(*few), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+                except Exception:  # whatever a user's net does not like about it
+                    continue
+                if fits:
                     best = other
-            except Exception:  # whatever a user's net does not like about it
-                continue
+                    break
     return best
 
 
-def _changes(net: nn.Module, few: tuple[Tensor, ...], same_layers: bool) -> Iterator[Callable[[Any], nn.Module]]:
-    """Those that there is something to do for."""
+def _changes(net: nn.Module, few: tuple[Tensor, ...], same_layers: bool) -> Iterator[list[Callable[[Any], nn.Module]]]:
+    """Those that there is something to do for, each in the ways that it can be made, the quickest first."""
     planes = [weight for weight in net.parameters() if weight.ndim == 4]
-    products = not same_layers and any(_is_plain(module, nn.Linear) for module in net.modules())
-    if products and not planes and few[0].dtype == torch.uint8 and type(net) is nn.Sequential:
-        yield lambda whole: _folded(whole, few[0])
+    linear = not same_layers and any(_is_plain(module, nn.Linear) for module in net.modules())
+    if linear and not planes and few[0].dtype == torch.uint8 and type(net) is nn.Sequential:
+        yield [
+            functools.partial(_folded, column=few[0], integers=way)
+            for way in ((True, False) if products.fast() else (False,))
+        ]
     if any(not weight.is_contiguous(memory_format=torch.channels_last) for weight in planes):
-        yield lambda whole: copy.deepcopy(whole).to(memory_format=torch.channels_last)
-    if products:
-        yield _packed
+        yield [lambda whole: copy.deepcopy(whole).to(memory_format=torch.channels_last)]
+    if linear:
+        yield [_packed]
 
 
 def _twin(net: nn.Module) -> nn.Module:
@@ -125,19 +134,31 @@ def _twin(net: nn.Module) -> nn.Module:
     return of(net)
 
 
-def _folded(whole: Any, column: Tensor) -> nn.Module:
-    """(prepare, net) -> (float, net), in place, where `prepare` gives each byte b as low + b * step, with its own numbers for
-    each place, and the first product takes them all."""
+def _folded(whole: Any, column: Tensor, integers: bool) -> nn.Module:
+    """(prepare, net) -> (little, net), in place, where `prepare` gives each byte b as low + b * step, with its own numbers for
+    each place, and the first product takes them all. integers: by the units for those, else as floats."""
     prepare, net = whole
     low, high = (prepare(torch.full_like(column[:1], value)).flatten() for value in (0, 255))
     step = (high - low) / 255
     first = next(module for module in net.modules() if _is_plain(module, nn.Linear))
-    first.bias = nn.Parameter(first.weight @ low + (0 if first.bias is None else first.bias))
-    first.weight = nn.Parameter(first.weight * step)
+    weight, bias = first.weight * step, first.weight @ low + (0 if first.bias is None else first.bias)
+    if integers:
+        whole[0] = nn.Identity()
+        _put(whole, first, products.OfBytes(weight, bias))
+    else:
+        whole[0] = _Float()
+        first.weight, first.bias = nn.Parameter(weight), nn.Parameter(bias)
     if isinstance(net, Watched):
         net.familiar = net.familiar.rescaled(low, step)
-    whole[0] = _Float()
     return whole  # type: ignore[no-any-return]
+
+
+def _put(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """One module in the place of another, wherever that is."""
+    for parent in list(net.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
 
 
 class _Float(nn.Module):
@@ -159,10 +180,14 @@ def _packed(net: nn.Module) -> nn.Module:
         layers = list(parent._modules.items())
         for (name, layer), (name_after, after) in itertools.pairwise([*layers, ("", None)]):
             if _is_plain(layer, nn.Linear):
-                relu = type(parent) is nn.Sequential and _is_plain(after, nn.ReLU)
-                parent._modules[name] = _Product(layer, relu)  # type: ignore[arg-type]
-                if relu:
-                    parent._modules[name_after] = nn.Identity()
+                layer = parent._modules[name] = _Product(layer)  # type: ignore[arg-type]
+            if (
+                isinstance(layer, (_Product, products.OfBytes))
+                and type(parent) is nn.Sequential
+                and _is_plain(after, nn.ReLU)
+            ):
+                layer.after = "relu"
+                parent._modules[name_after] = nn.Identity()
     return net
 
 
@@ -173,10 +198,10 @@ def _is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
 class _Product(nn.Module):
     """A linear layer by oneDNN, its weights packed once for all calls; torch packs them at every call."""
 
-    def __init__(self, layer: nn.Linear, relu: bool):
+    def __init__(self, layer: nn.Linear):
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight, None)
-        self.bias, self.after = layer.bias, "relu" if relu else "none"
+        self.bias, self.after = layer.bias, "none"
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.after, [], "")  # type: ignore[no-any-return]

@@ -221,8 +221,9 @@ def test_pictures_in_which_nothing_is_seen_are_strange_and_usual_rows_are_not():
     for both_sides in (True, False):
         known = familiar.learn(net, [(part,) for part in batches[:4]], None, [(part,) for part in batches[4:]],
                                both_sides=both_sides)  # fmt: skip
-        told = familiar.Watched(net, known)(torch.cat([strange, torch.from_numpy(x[-500:])]))[:, -1] > 1
-        assert bool(told[:5].all()) is both_sides and float(told[5:].float().mean()) < 0.03
+        watched = familiar.Watched(net, known)
+        told = watched.apart(watched(torch.cat([strange, torch.from_numpy(x[-500:])])))[1]
+        assert bool(told[:5].all()) is both_sides and told[5:].mean() < 0.03
 
 
 def test_folded_features_keep_their_distances():

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lamina import familiar
+from lamina import familiar, products
 from lamina.domains.arrays import Scale
 from lamina.domains.base import Domain, Encoded
 from lamina.inference import portion, quickest
@@ -154,7 +154,7 @@ def mlp(width=48):
     ).eval()
 
 
-def products(net):
+def after_products(net):
     return [module.after for module in net.modules() if hasattr(module, "after")]
 
 
@@ -163,7 +163,7 @@ def test_packed_products_answer_the_same_and_take_the_relu_behind_them():
     before = copy.deepcopy(net.state_dict())
     with torch.no_grad():
         quick = quickest(net, (x,))
-        assert products(quick) == ["relu", "none", "none"]
+        assert after_products(quick) == ["relu", "none", "none"]
         assert torch.allclose(quick(x), net(x), atol=1e-6)
         assert torch.allclose(quick(x[:1]), net(x[:1]), atol=1e-6)
     assert all(torch.equal(before[name], weight) for name, weight in net.state_dict().items())
@@ -202,22 +202,34 @@ def test_a_layer_with_a_hook_is_not_replaced():
     net[1].register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     with torch.no_grad():
         quick = quickest(net, (torch.randn(5, 3, 16),))
-        assert products(quick) == ["none", "none"]
+        assert after_products(quick) == ["none", "none"]
         seen.clear()
         quick(torch.randn(7, 3, 16))
     assert seen == [7]
 
 
+@pytest.fixture(params=["by integers", "by floats"])
+def units(request, monkeypatch):
+    """Both ways that the first product of bytes may take."""
+    if request.param == "by floats":
+        monkeypatch.setattr(products, "fast", lambda: False)
+    elif not products.fast():
+        pytest.skip("this processor has no units for integers of 8 bits")
+    return request.param
+
+
 @pytest.mark.parametrize("scale", [Scale(255.0), Scale(255.0, [0.3] * 16, [0.2] * 16), Scale(1.0, 100.0, 50.0)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_scaling_of_bytes_goes_into_the_first_product(scale, bias):
+def test_the_scaling_of_bytes_goes_into_the_first_product(scale, bias, units):
     net, x = mlp(), torch.randint(0, 256, (50, 3, 16), dtype=torch.uint8)
     if not bias:
         net[1].bias = None
     whole = nn.Sequential(scale, net)
     with torch.no_grad():
         quick = quickest(whole, (x,))
-        assert type(quick[0]) is not Scale and whole[0] is scale
+        assert type(quick[0]) is not Scale and whole[0] is scale and type(net[1]) is nn.Linear
+        assert isinstance(quick[1][1], products.OfBytes) is (units == "by integers")
+        assert after_products(quick) == ["relu", "none", "none"]
         for some in (x[:7], x, x[:1]):  # into memory that is used again
             assert torch.allclose(quick(some), whole(some), atol=1e-5)
 
@@ -231,7 +243,7 @@ def test_the_scaling_of_bytes_goes_into_the_first_product(scale, bias):
         (Scale(255.0, [0.3] * 80, [0.1 + 0.01 * k for k in range(80)]), 80, False),
     ],
 )
-def test_the_scaling_goes_into_what_is_looked_at_too(scale, width, goes):
+def test_the_scaling_goes_into_what_is_looked_at_too(scale, width, goes, units):
     net, x = mlp(3 * width), torch.randint(0, 256, (400, 3, width), dtype=torch.uint8)
     with torch.no_grad():
         inputs = [(scale(part),) for part in x.split(50)]
@@ -242,8 +254,40 @@ def test_the_scaling_goes_into_what_is_looked_at_too(scale, width, goes):
         assert (type(quick[0]) is not Scale) is goes
         for some in (x, odd):
             assert torch.allclose(quick(some), whole(some), atol=1e-3)
-        strange = whole(torch.cat([x, odd]))[:, -1]
-        assert strange[:400].max() > 0.3 and strange[400:].min() > 1 and whole[1].familiar is known
+        for net in (whole, quick):
+            strange = known.strangeness(net(torch.cat([x, odd]))[:, -len(known.layers) :])
+            assert strange[:400].max() > 0.3 and strange[400:].min() > 1
+        assert whole[1].familiar is known
+
+
+class Floats(nn.Module):
+    """Asks for floats itself: bytes are converted before the first product."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(48, 8), nn.ReLU())
+
+    def forward(self, x):
+        return self.layers(x.float().flatten(1))
+
+
+def test_a_net_that_makes_floats_itself_gets_the_floats_of_bytes():
+    whole, x = nn.Sequential(Scale(255.0), Floats()).eval(), torch.randint(0, 256, (9, 3, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        quick = quickest(whole, (x,))
+        assert not any(isinstance(module, products.OfBytes) for module in quick.modules())
+        assert type(quick[0]) is not Scale and torch.allclose(quick(x), whole(x), atol=1e-5)
+
+
+def test_a_net_that_is_one_product_takes_bytes_too(units):
+    whole, x = (
+        nn.Sequential(Scale(255.0, 0.3, 0.2), nn.Linear(48, 5)),
+        torch.randint(0, 256, (9, 48), dtype=torch.uint8),
+    )
+    with torch.no_grad():
+        quick = quickest(whole, (x,))
+        assert isinstance(quick[1], products.OfBytes) is (units == "by integers")
+        assert torch.allclose(quick(x), whole(x), atol=1e-5)
 
 
 class Skip(nn.Module):

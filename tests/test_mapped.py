@@ -21,9 +21,10 @@ from torch import nn
 import lamina
 from lamina import batches as b
 from lamina import mapped
-from lamina.domains.arrays import Arrays, moments, not_finite
+from lamina.domains.arrays import Arrays, moments
 from lamina.errors import ResourceError, UsageError
 from lamina.recipe import make, size_in_bytes
+from lamina.sources.arrays import rows_not_finite
 
 X = np.random.default_rng(0).standard_normal((500, 6)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.int64)
@@ -167,9 +168,18 @@ def test_moments_are_those_of_the_rows_however_many_are_worked_on_together(monke
     ):
         some = column[rows].astype(np.float64)
         assert np.allclose(moments(column, rows, axes), (some.mean(axes), some.std(axes)), rtol=1e-12)
-    bad = torch.from_numpy(X.copy())
-    bad[[7, 400]] = float("nan")
-    assert not_finite(bad) == [7, 400]
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", ">f4", "f8", "longdouble"])
+def test_rows_that_are_not_finite_are_found_in_whichever_piece_they_lie(kind, monkeypatch):
+    monkeypatch.setattr(mapped, "PIECE", 300)
+    column = X.astype(kind)
+    assert len(rows_not_finite(column)) == 0
+    column[[7, 400], 0], column[450, 1], column[451] = np.nan, -np.inf, [np.inf, -np.inf, 0, 0, 0, 0]
+    for seen in (column, np.asfortranarray(column)):
+        assert rows_not_finite(seen).tolist() == [7, 400, 450, 451]
+    huge = np.full((500, 6), np.finfo(kind).max)  # whose sum is infinite
+    assert len(rows_not_finite(huge)) == 0
 
 
 @pytest.mark.parametrize("end", ["", ".gz"])

@@ -27,7 +27,6 @@ from lamina.domains.arrays import (
     array_file,
     as_numbers,
     moments,
-    not_finite,
     parts,
     spread,
 )
@@ -40,6 +39,7 @@ from lamina.processes import cores
 from lamina.recipe import Recipe
 from lamina.sources import Examples, Source, describe
 from lamina.sources import open as open_source
+from lamina.sources.arrays import rows_not_finite
 from lamina.targets.base import Target
 from lamina.views import Change
 
@@ -281,8 +281,8 @@ class Image(Domain):
             )
         if table.is_floating_point():
             table = table if table.dtype == torch.float32 else mapped.changed(table, Tensor.float)
-            bad = not_finite(table)
-            if bad:
+            bad = rows_not_finite(table.detach().cpu().numpy())
+            if len(bad):
                 raise DataError(f"{len(bad)} pictures hold NaN or infinite values: {rows(bad)}.", fix="drop them")
             if self.bytes and self.height and len(table):
                 if table.min() < 0 or table.max() > 1:

@@ -112,8 +112,14 @@ def rows_not_finite(column: np.ndarray) -> np.ndarray:
     if column.dtype.kind != "f":
         return np.empty(0, dtype=np.int64)
     found = []
+    by_torch = column.dtype in (np.float32, np.float64) and column.flags.c_contiguous
     for piece in mapped.pieces(column):
-        finite = np.isfinite(column[piece])
+        part = column[piece]
+        if by_torch and torch.isfinite(
+            mapped.as_tensor(part).sum()
+        ):  # then each is; a tenth of the time of asking each
+            continue
+        finite = np.isfinite(part)
         if not finite.all():
             found.append(piece.start + np.flatnonzero(~finite.reshape(len(finite), -1).all(1)))
     return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
