@@ -59,7 +59,7 @@ def explain(
 
 def finite(loss: Tensor, gradients: Iterable[Tensor]) -> bool:
     """Whether all numbers are finite: their sum is, or a closer look decides. On a GPU the answer is waited for once."""
-    if loss.device.type != "cpu":
+    if not loss.is_cpu:
         return not found(loss, gradients)
     for gradient in gradients:
         values = gradient if gradient.layout == torch.strided and gradient.is_floating_point() else _values(gradient)

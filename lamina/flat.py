@@ -114,7 +114,7 @@ class _Group:
     def set_rate(self) -> None:
         """The learning rate as its owner has it now."""
         rate = self.settings["lr"]
-        if self.members[0].device.type == "cpu":
+        if self.members[0].is_cpu:
             self.rate = rate
         elif not isinstance(self.rate, Tensor):
             self.rate, self._rate = torch.tensor(rate, dtype=torch.float32, device=self.members[0].device), rate

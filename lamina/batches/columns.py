@@ -66,7 +66,7 @@ class Batches(Epochs):
         self._known = self.truth is not None and not self.truth.is_floating_point() and bool(torch.all(self.truth >= 0))
         self.reuse = False  # cut every batch into the same memory, and leave `prepare` to the loop that set this
         self.views = False  # rows that follow one another are no copy: for a loop that writes to none of its inputs
-        self._memory: dict[int, list[Tensor]] = {}
+        self._memory: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by size of a batch: each column, and what is cut of it
         self._length = self.rows if order is None else len(order(seed, 0))
 
     def __len__(self) -> int:
@@ -113,13 +113,12 @@ class Batches(Epochs):
         return [take(column, indices) for column in self._table()]
 
     def _cut_again(self, indices: Tensor) -> list[Tensor]:
-        table, memory = self._table(), self._memory.get(len(indices))
+        count = len(indices)
+        memory = self._memory.get(count)
         if memory is None:
-            memory = [column.new_empty((len(indices), *column.shape[1:])) for column in table]
-            self._memory[len(indices)] = memory
-        for column, part in zip(table, memory, strict=True):
-            mapped.take(column, indices, out=part)
-        return memory
+            memory = [(column, column.new_empty((count, *column.shape[1:]))) for column in self._table()]
+            self._memory[count] = memory
+        return [mapped.take(column, indices, out=part) for column, part in memory]
 
 
 def _checked(indices: Any, rows: int) -> Tensor:

@@ -45,7 +45,7 @@ class Scale(nn.Module):
 
     def __init__(self, divisor: float, mean: Any = None, std: Any = None):
         super().__init__()
-        self.divisor = divisor
+        self.factor, self.standard = 1 / divisor, mean is not None
         for name, given in (("shift", mean), ("width", std)):
             scaled = None if given is None else torch.tensor(np.multiply(given, divisor), dtype=torch.float32)
             self.register_buffer(name, scaled)
@@ -53,14 +53,14 @@ class Scale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         own = x.dtype != torch.float32  # then float() makes a tensor of ours, which can be worked on in place
         x = x.float()
-        if self.shift is not None:
+        if self.standard:
             return (x.sub_(self.shift) if own else x - self.shift).div_(self.width)
-        if self.divisor == 1.0:
+        if self.factor == 1.0:
             return x
-        return x.mul_(1 / self.divisor) if own else x * (1 / self.divisor)
+        return x.mul_(self.factor) if own else x * self.factor
 
     def extra_repr(self) -> str:
-        return f"divisor={self.divisor}, standard={self.shift is not None}"
+        return f"factor={self.factor}, standard={self.standard}"
 
 
 def parts(column: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
