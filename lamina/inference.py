@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,25 +25,30 @@ from lamina.familiar import Watched
 BYTES = 13e6  # of the largest tensor on the way. Above some 20 MB the C library gives memory back after every layer and
 # gets it anew, page by page, which doubles the time of the convnet of PyTorch's examples (2 cores, torch 2.13, glibc).
 PORTIONS = (16, 4096)  # the fewest and the most at a time
+MOST = 16_384  # of a net that was made quick: the more, the less is spent between its layers
 ELSEWHERE = 1000
 FEW = 4  # examples that are tried
 WORTH = 4  # portions from which on a trial pays
 
 
-def portion(net: nn.Module, inputs: tuple[Tensor, ...], ask: Callable[[int], Any] | None = None) -> int:
-    """How many examples to give a net at a time: a power of two that keeps every tensor on the way below 13 MB that grows
-    with them; others are as large whatever their number.
+def portion(
+    net: nn.Module, inputs: tuple[Tensor, ...], ask: Callable[[int], Any] | None = None, *, most: int = PORTIONS[1],
+    views: bool = False,
+) -> int:  # fmt: skip
+    """How many examples to give a net at a time: a power of two, up to `most`, that keeps every tensor on the way below 13 MB
+    that grows with them; others are as large whatever their number.
 
     inputs: one example or more. ask: how the net is asked about the first so many, where it is not called with them alone.
+    views: the inputs are no copies, so their size does not count.
     """
     if inputs[0].device.type != "cpu":
         return ELSEWHERE
 
     def sizes(some: int) -> list[int]:
         few = tuple(column[:some] for column in inputs)
-        with torch.no_grad(), _Sizes(net) as seen:
+        with torch.no_grad(), _Sizes([*net.parameters(), *net.buffers(), *(few if views else ())]) as seen:
             ask(some) if ask is not None else net(*few)
-        return [*seen.bytes, *(column.nbytes for column in few)]
+        return [*seen.bytes, *(column.nbytes for column in few if not views)]
 
     count = min(FEW, len(inputs[0]))
     whole, half = sizes(count), sizes(count // 2) if count > 1 else []
@@ -53,16 +58,15 @@ def portion(net: nn.Module, inputs: tuple[Tensor, ...], ask: Callable[[int], Any
         growing = [(one, one / count) for one in whole]
     room = [(BYTES - max(0.0, one - each * count)) / each for one, each in growing if each > 0]
     fitting = max(1, int(min(room, default=1)))
-    least, most = PORTIONS
-    return min(most, max(least, 1 << (fitting.bit_length() - 1)))
+    return min(most, max(PORTIONS[0], 1 << (fitting.bit_length() - 1)))
 
 
 class _Sizes(TorchFunctionMode):
-    """Notes the bytes of each tensor that is made on the way; weights are not made, they are there."""
+    """Notes the bytes of each tensor that is made on the way; those that are there, such as weights, are not made."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, there: Iterable[Tensor]):
         self.bytes: list[int] = []
-        self._known = {weight.untyped_storage().data_ptr() for weight in (*net.parameters(), *net.buffers())}
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in there}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))

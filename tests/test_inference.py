@@ -14,7 +14,7 @@ from torch import nn
 from lamina import familiar, products
 from lamina.domains.arrays import Scale
 from lamina.domains.base import Domain, Encoded
-from lamina.inference import portion, quickest
+from lamina.inference import MOST, portion, quickest
 from lamina.targets.classes import Classes
 
 
@@ -70,6 +70,15 @@ def test_a_portion_is_not_made_small_by_what_does_not_grow_with_it():
     few = torch.zeros(2, 1000)
     assert portion(Made(odd=True), (few,)) == 16  # the calls cannot be compared: 2 MB an example, and so the fewest
     assert portion(nn.Linear(1000, 2), (few[:1],)) == 2048
+
+
+def test_inputs_that_are_no_copies_do_not_make_a_portion_small():
+    net, few = nn.Sequential(nn.Flatten(), nn.Linear(4000, 2)), torch.zeros(4, 40, 100)
+    assert portion(net, (few,)) == 512  # 16 kB of input an example
+    assert portion(net, (few,), views=True) == 4096
+    assert portion(net, (few,), views=True, most=MOST) == MOST
+    wide = nn.Linear(4000, 1000)  # 4 kB are made an example
+    assert portion(wide, (few.flatten(1),), views=True, most=MOST) == 2048
 
 
 def test_a_copy_with_the_channels_last_answers_the_same_and_the_net_is_left_alone():

@@ -23,7 +23,7 @@ from lamina.batches import Batch, Batches, Kept, over
 from lamina.batches.aside import SetAside
 from lamina.errors import DataError, UsageError
 from lamina.findings import Finding
-from lamina.inference import ELSEWHERE, FEW, PORTIONS, WORTH, portion, quickest
+from lamina.inference import ELSEWHERE, FEW, MOST, PORTIONS, WORTH, portion, quickest
 from lamina.pieces import part
 from lamina.recipe import Recipe
 from lamina.sources import Examples, Source, describe
@@ -232,7 +232,10 @@ class Domain:
         if exact:
             return net
         walk.views = known and walk.device.type == "cpu" and [column._version for column in few] == before
-        return quickest(net, few) if len(walk) >= WORTH else net
+        if len(walk) >= WORTH:
+            net = quickest(net, few)
+            walk.batch_size = size or portion(net, few, most=MOST, views=walk.views)
+        return net
 
     def _plain(self, name: str) -> bool:
         """Whether a method is the one of this class, so that the net is asked for nothing but its output."""
