@@ -56,6 +56,7 @@ def draw(jobs: list[dict[str, Any]], out: Path) -> None:
                 limit * 0.985 if inside else max(ratio, shown) + 0.015 * limit, place,
                 f"{ratio:.2f}{' →' if ratio > limit else ''}", va="center", ha="right" if inside else "left",
                 color="white" if inside and ours else INK, fontweight="bold" if ours else "normal", zorder=4,
+                bbox=None if inside else {"facecolor": "white", "edgecolor": "none", "pad": 1.5},
             )  # fmt: skip
         panel.axvline(1.0, color=INK, linewidth=1.0, zorder=3)
         panel.set_yticks(range(len(table)), [name for name, *_ in table])
