@@ -479,6 +479,13 @@ OF_TENSORS = {
     ),
     "own batches": (TensorDataset(ROWS, Y), {"batch_sampler": Back()}, True),
     "one column": (TensorDataset(ROWS), {"batch_size": 4}, True),
+    "a part": (Subset(TensorDataset(ROWS, Y), [9, 0, -2, 4, 7]), {"batch_size": 2, "shuffle": True}, True),
+    "a part of a part": (
+        Subset(Subset(TensorDataset(ROWS, Y), torch.arange(1, 10)), np.array([0, 5, 8, -1])),
+        {"batch_size": 3, "sampler": [-1, 0, 2]},
+        True,
+    ),
+    "a part of another": (Subset(Doubled(ROWS, Y), [1, 2, 3]), {"batch_size": 2}, False),
     "subclass": (Doubled(ROWS, Y), {"batch_size": 3, "shuffle": True}, False),
     "own collate": (TensorDataset(ROWS, Y), {"batch_size": 3, "collate_fn": last_first}, False),
     "worker": (TensorDataset(ROWS, Y), {"batch_size": 3, "shuffle": True, "num_workers": 1}, False),
@@ -578,6 +585,8 @@ def test_a_streams_length_may_be_unknown():
     [
         (lamina.Batches(X, Y), lamina.Batches),
         (TensorDataset(X, Y), lamina.Batches),
+        (Subset(TensorDataset(torch.cat([X, X]), torch.cat([Y, Y])), range(5, 15)), lamina.Batches),
+        (Subset(TensorDataset(X), range(10)), b.DatasetBatches),
         (TensorDataset(X), b.DatasetBatches),
         (TensorDataset(X.clone().requires_grad_(), Y), b.DatasetBatches),
         (ConcatDataset([TensorDataset(X, Y)]), b.DatasetBatches),

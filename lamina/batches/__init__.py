@@ -48,8 +48,11 @@ def walkable(batches: Any, device: torch.device | str = "cpu") -> Any:
     if hasattr(batches, "epoch") and callable(batches.epoch):
         return batches
     if isinstance(batches, Dataset):
-        tensors = columns_of(batches) or ()
-        return Batches(tensors[:-1], tensors[-1], device=device) if len(tensors) > 1 else over(batches, device=device)
+        tensors, rows = columns_of(batches) or ((), None)
+        if len(tensors) < 2:
+            return over(batches, device=device)
+        *inputs, truth = tensors if rows is None else (tensor[rows] for tensor in tensors)
+        return Batches(tuple(inputs), truth, device=device)
     columns = batches if isinstance(batches, tuple) else (batches,)
     if all(isinstance(column, (Tensor, np.ndarray)) for column in columns):
         raise UsageError(

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from lamina import mapped
 from lamina.errors import DataError
@@ -59,12 +59,19 @@ def prepared(prepare: Any, column: Tensor) -> Tensor:
     return made.detach() if made.requires_grad else made
 
 
-def columns_of(dataset: Any) -> tuple[Tensor, ...] | None:
-    """The tensors of a TensorDataset, whose rows may be cut at once; None where its items may be something else."""
+def columns_of(dataset: Any) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
+    """The tensors of a TensorDataset, whose rows may be cut at once, and of a Subset of one (`random_split`) which rows are
+    its; None where the items of a Dataset may be something else."""
+    if type(dataset) is Subset:
+        whole, picked = columns_of(dataset.dataset), np.asarray(dataset.indices)
+        if whole is None or picked.ndim != 1 or picked.dtype.kind not in "iu":
+            return None
+        rows = torch.from_numpy(picked.astype(np.int64))
+        return whole[0], rows if whole[1] is None else whole[1][rows]
     if type(dataset) is not TensorDataset:
         return None
     plain = all(type(c) is Tensor and c.layout == torch.strided and not c.requires_grad for c in dataset.tensors)
-    return dataset.tensors if plain else None
+    return (dataset.tensors, None) if plain else None
 
 
 class Walkable(Protocol):

@@ -130,11 +130,12 @@ def _walk(loader: Any) -> Iterator[Any]:
     walk = iter(loader)
     plain = type(loader) is DataLoader and loader.collate_fn is default_collate and loader.batch_sampler is not None
     here = plain and loader.num_workers == 0 and not loader.pin_memory and hasattr(walk, "_next_index")
-    columns = columns_of(loader.dataset) if here else None
-    return walk if columns is None else _cut(walk._next_index, columns, loader.dataset)  # type: ignore[attr-defined]
+    found = columns_of(loader.dataset) if here else None
+    return walk if found is None else _cut(walk._next_index, *found, loader.dataset)  # type: ignore[attr-defined]
 
 
-def _cut(next_rows: Callable[[], Any], columns: tuple[Tensor, ...], dataset: Any) -> Iterator[Any]:
+def _cut(next_rows: Callable[[], Any], columns: tuple[Tensor, ...], held: Tensor | None, dataset: Any) -> Iterator[Any]:
+    """held: which rows of the columns the dataset has; None for all."""
     while True:
         try:
             rows = next_rows()
@@ -142,6 +143,7 @@ def _cut(next_rows: Callable[[], Any], columns: tuple[Tensor, ...], dataset: Any
             return
         if type(rows) is list and rows and all(type(row) is int for row in rows):
             places = torch.tensor(rows, dtype=torch.int64)
+            places = places if held is None else held[places]
             yield [column[places].contiguous() for column in columns]
         else:
             yield default_collate([dataset[row] for row in rows])
