@@ -37,12 +37,14 @@ def fast() -> bool:
 class OfBytes(nn.Module):
     """A linear layer for bytes. Called with anything else it raises TypeError.
 
-    weight (N, F) with F <= WIDEST, bias (N,) or None; digits: of each weight, 3 for as many as float32 has. after: "relu" or
-    "none", what is done with the products.
+    weight (N, F), bias (N,) or None; digits: of each weight, 3 for as many as float32 has. after: "relu" or "none", what is
+    done with the products. ValueError where F is above WIDEST.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, digits: int = 3):
         super().__init__()
+        if weight.shape[1] > WIDEST:
+            raise ValueError(f"{weight.shape[1]:,} bytes, whose sums may run over; expected at most {WIDEST:,}")
         self.after = "none"
         self._bias = bias
         scale = weight.abs().amax(1) / _LARGEST
@@ -60,12 +62,14 @@ class OfBytes(nn.Module):
             raise TypeError(f"x holds {x.dtype}; expected bytes (torch.uint8)")
         product = torch.ops.onednn.qlinear_pointwise
         found: Tensor | None = None
-        for packed, worth in reversed(self._digits):  # the smallest first, which is rounded least
-            last = self.after if packed is self._digits[0][0] else "none"
+        for place, (packed, worth) in reversed(
+            [*enumerate(self._digits)]
+        ):  # the smallest first, which is rounded least
+            after = self.after if place == 0 else "none"
             ours = (x, 1.0, 0, packed, worth, self._zeros)
             if found is None:
-                found = product(*ours, self._bias, 1.0, 0, torch.float32, last, [], "")
+                found = product(*ours, self._bias, 1.0, 0, torch.float32, after, [], "")
             else:
-                found = product.binary(*ours, found, None, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, last, [], "")
+                found = product.binary(*ours, found, None, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, after, [], "")
         assert found is not None
         return found

@@ -288,6 +288,16 @@ def test_a_net_that_makes_floats_itself_gets_the_floats_of_bytes():
         assert type(quick[0]) is not Scale and torch.allclose(quick(x), whole(x), atol=1e-5)
 
 
+def test_of_very_large_pictures_the_first_product_is_one_of_floats():
+    """The few examples that are tried are dark; sums of light ones would run over."""
+    x = torch.ones(4, 3, 160, 160, dtype=torch.uint8)
+    whole = nn.Sequential(Scale(255.0), nn.Sequential(nn.Flatten(), nn.Linear(3 * 160 * 160, 2))).eval()
+    with torch.no_grad():
+        quick = quickest(whole, (x,))
+        assert type(quick[0]) is not Scale and not isinstance(quick[1][1], products.OfBytes)
+        assert torch.allclose(quick(255 * x), whole(255 * x), atol=1e-4)
+
+
 def test_a_net_that_is_one_product_takes_bytes_too(units):
     whole, x = (
         nn.Sequential(Scale(255.0, 0.3, 0.2), nn.Linear(48, 5)),

@@ -51,6 +51,11 @@ def test_the_largest_sum_does_not_run_over(sign):
     assert torch.allclose(OfBytes(weight)(x), torch.tensor(255.0 * sign * products.WIDEST), rtol=2.0**-22)
 
 
+def test_more_bytes_than_fit_are_refused():
+    with pytest.raises(ValueError, match="may run over"):
+        OfBytes(torch.ones(1, products.WIDEST + 1))
+
+
 def test_three_digits_are_closer_than_the_product_of_floats():
     torch.manual_seed(0)
     weight, x = torch.randn(128, 784), torch.randint(0, 256, (500, 784), dtype=torch.uint8)
