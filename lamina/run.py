@@ -253,10 +253,11 @@ class Run:
         """The trained net, in evaluation mode, on the CPU: a plain `nn.Module` that takes what `prepare` gives."""
         if self._built is None:
             given, how = self.weights(), (self.facts["net"], self.domain, self.target, self._net)
-            if not self.facts["net"].get("own") and self._net is None:
-                with _sound(self.folder / "run.json"), torch.device("meta"):  # a file may ask for any size
-                    weights.check(build_net(*how), given)
-            net = build_net(*how)
+            if self.facts["net"].get("own") or self._net is not None:
+                net = build_net(*how)
+            else:
+                with _sound(self.folder / "run.json"), weights.Bounded(given):
+                    net = build_net(*how)
             weights.load_exactly(net, given)
             self._built = net.eval()
         return self._built

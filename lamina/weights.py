@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from lamina import files, foreign
 from lamina.errors import RunError, UsageError, near
@@ -21,6 +22,8 @@ from lamina.errors import RunError, UsageError, near
 FORMATS = (".safetensors", ".pth", ".pt")
 READ = (*FORMATS, ".ckpt", ".bin")  # what others call the files of torch.save
 WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
+_MAKERS = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand))  # of whatever is large in a net
+_TIMES, _BESIDE = 4, 1 << 24  # numbers that are made for each weight of a net, at most, and others
 
 
 def _format(path: Path, known: tuple[str, ...] = FORMATS) -> str:
@@ -133,6 +136,26 @@ def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
     weights = read_weights(path)
     load_exactly(net, weights if weights.keys() == net.state_dict().keys() else unwrapped(weights)[0])
     return net
+
+
+class Bounded(TorchFunctionMode):
+    """Within, a net is made of about as many numbers as there are weights for it: its sizes come from a file, which may say
+    anything. ValueError where it asks for more. (A net on the meta device would show that too, but there torch loads its
+    compiler, which takes 0.7 s.)"""
+
+    def __init__(self, weights: dict[str, Tensor]):
+        super().__init__()
+        self._given = sum(weight.numel() for weight in weights.values())
+        self._made = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in _MAKERS:
+            sizes = {name: value for name, value in kwargs.items() if name != "generator"}
+            self._made += function(*args, **{**sizes, "device": "meta"}).numel()
+            if self._made > _TIMES * self._given + _BESIDE:
+                raise ValueError(f"the net asks for {self._made:,} numbers or more, and has {self._given:,} weights")
+        return function(*args, **kwargs)
 
 
 def load_exactly(net: nn.Module, weights: dict[str, Tensor]) -> None:

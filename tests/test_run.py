@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -287,6 +288,39 @@ def test_a_damaged_file_is_named(name, how, copy):
         short = short[:-1]
     place.write_bytes({"cut short": short, "not text": b"\xff\xfe\x00" + content, "something else": OTHER[name]}[how])
     assert name in damaged(copy)
+
+
+@pytest.mark.parametrize("hidden", [[10**6, 10**6, 10**6], [30_000, 30_000], [4096] * 1000])
+def test_a_net_that_asks_for_more_than_its_weights_is_not_made(hidden, copy):
+    facts = json.loads((copy / "run.json").read_text())
+    facts["net"]["arguments"] = {**facts["net"]["arguments"], "hidden": hidden}
+    (copy / "run.json").write_text(json.dumps(facts))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "asks for" in damaged(copy)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+@pytest.mark.parametrize("domain", ["arrays", "image", "table", "text"])
+def test_a_run_is_used_without_the_compiler_of_torch(domain, tmp_path):
+    """Which takes longer to load than a net takes for ten thousand answers."""
+    program = f"""
+import sys
+import lamina
+from lamina import names
+domain = names.module("domains", {domain!r}).DOMAIN
+source = domain.tiny()
+run = lamina.train(source, domain={domain!r}, epochs=1, runs={str(tmp_path)!r}, quiet=True)
+assert lamina.load(run.folder).evaluate(source) and not {{"torch._dynamo", "sympy"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_net_of_another_shape_than_its_weights_is_refused(copy):
+    facts = json.loads((copy / "run.json").read_text())
+    facts["net"]["arguments"] = {**facts["net"]["arguments"], "hidden": [7]}
+    (copy / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(RunError, match="do not fit"):
+        lamina.load(copy).predict(X)
 
 
 def test_a_run_of_another_version_says_which(copy):

@@ -59,12 +59,12 @@ class Steps(nn.Module):
     def __init__(self, steps: Sequence[int], width: int, edges: Sequence[Sequence[float]] | None = None):
         super().__init__()
         count, most = len(steps), max(steps, default=0)
-        begins = torch.arange(most).float().repeat(count, 1)
-        begins[begins >= torch.tensor(steps)[:, None]] = NEVER
+        begins = torch.full((count, most), NEVER)
         middle = torch.tensor(steps).float() / 2
         scale = torch.where(middle > 0, middle / 3**0.5, 1.0)  # if uniform
         rises, lowest = torch.zeros(count, most + 1, 1), -middle / scale
         for column, size in enumerate(steps):
+            begins[column, :size] = torch.arange(size)
             rises[column, :size] = 1 / scale[column]
             if edges is not None and size:
                 own = torch.tensor(edges[column], dtype=torch.float32)
@@ -158,7 +158,7 @@ class Tabular(nn.Module):
         if len(texts):
             self.words = nn.ModuleList(nn.Embedding(count + 1, width, padding_idx=0) for count, _ in texts)
 
-        self.scales = nn.Parameter(torch.randint(0, 2, (members, columns)).float().mul_(2).sub_(1)
+        self.scales = nn.Parameter(torch.empty(members, columns).random_(0, 2).mul_(2).sub_(1)
                                    .repeat_interleave(width, 1))  # +-1, one sign for all of a column's vector  # fmt: skip
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise([columns * width, *hidden]):

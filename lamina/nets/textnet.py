@@ -51,7 +51,7 @@ class Bag(nn.Module):
     def __init__(self, grams: int, outputs: int, dropout: float = 0.5, share: float = 1.0, speed: float = 10.0):
         super().__init__()
         self.share, self.speed = share, speed
-        self.register_buffer("ratio", 0.1 * torch.randn(grams + 1, outputs))
+        self.register_buffer("ratio", torch.empty(grams + 1, outputs).normal_(std=0.1))
         self.ratio[0] = 0
         self.gate = nn.Parameter(torch.zeros(grams + 1, outputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
