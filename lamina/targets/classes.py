@@ -344,16 +344,28 @@ class Classes(Target):
         ]
         if len(labels) == 2:
 
-            def auc(truth: np.ndarray, answers: Answers) -> float:
-                """The share of pairs, one of each class, whose order is right; an equal pair counts half."""
+            def in_order(truth: np.ndarray, answers: Answers) -> np.ndarray:
+                """Values (n,) whose mean is the area under the curve, the share of pairs, one of each class, whose order is
+                right; an equal pair counts half. By how much an example's share of its own pairs differs from that of all,
+                over how frequent its class is: the structural components of DeLong, DeLong and Clarke-Pearson, "Comparing
+                the areas under two or more correlated receiver operating characteristic curves", 1988."""
                 assert answers.probabilities is not None
                 distinct, place_of = np.unique(answers.probabilities[:, 1], return_inverse=True)
                 first, second = (np.bincount(place_of[truth == label], minlength=len(distinct)) for label in labels)
-                pairs = float(first.sum()) * float(second.sum())
-                below = np.cumsum(first) - first / 2
-                return float((second * below).sum() / pairs) if pairs else float("nan")
+                with np.errstate(invalid="ignore"):  # where there is one class alone: NaN
+                    below = (np.cumsum(first) - first / 2) / first.sum()
+                    above = (second.sum() - np.cumsum(second) + second / 2) / second.sum()
+                    area = (second * below).sum() / second.sum()
+                is_second = truth == labels[1]
+                own = np.where(is_second, below[place_of], above[place_of])
+                return area + (own - area) * len(truth) / np.where(is_second, second.sum(), first.sum())
 
-            found.append(Measure("roc_auc", auc))
+            def share(mean: np.ndarray) -> np.ndarray:
+                return np.clip(mean, 0, 1)
+
+            found.append(
+                Measure("roc_auc", lambda t, a: float(share(in_order(t, a).mean())), each=in_order, finish=share)
+            )
         return found
 
 
