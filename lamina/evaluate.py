@@ -42,6 +42,7 @@ SECONDS_SLOW = 1.0  # and how long that may take, for each score; at least MIN_S
 MIN_SLOW = 30
 FEW = 12  # examples up to which all ways of swapping two nets' answers are tried
 MANY = 10_000  # examples from which on the sum of a resample is drawn from its distribution
+TOGETHER = 64  # sums of a score that are drawn from a distribution together
 CLASSES_MOST = 500  # beyond it a confusion matrix for every resample costs more than computing the score anew
 
 
@@ -383,7 +384,8 @@ class _Sums:
         The cells of a confusion matrix have a multinomial distribution, which is the very one of resampled examples. One
         value an example: the sum of MANY is drawn from the gamma distribution (shifted, scaled) of its mean, variance and
         skewness. What is left is the excess kurtosis of that sum, which moves an end of the interval by less than
-        a hundredth of half its width, a tenth of the noise of 1,000 resamples.
+        a hundredth of half its width, a tenth of the noise of 1,000 resamples. Several values an example: their sums are drawn
+        from the normal distribution of their means and covariances, where none is skewed.
 
         counted: drawn cells, which all scores of one confusion matrix share where they are few enough to be kept.
         """
@@ -420,6 +422,18 @@ class _Sums:
             standard = (generator.standard_gamma(shape, RESAMPLES) - shape) / math.sqrt(shape)
             sums = n * mean + math.sqrt(n) * deviation * math.copysign(1, skewness) * standard
             yield self._scores(sums[:, None], np.full(RESAMPLES, float(n)))
+        elif 1 < self.width <= TOGETHER:
+            mean = self.rows.mean(0)
+            apart = self.rows - mean
+            deviation = apart.std(0)
+            standard = apart / np.where(deviation > 0, deviation, 1)
+            cubes = standard * standard * standard
+            skewness, kurtosis = cubes.mean(0) / math.sqrt(n), ((cubes * standard).mean(0) - 3) / n
+            if abs(skewness).max() < 0.1 and kurtosis.max() < 0.1:
+                drawn = generator.multivariate_normal(
+                    np.zeros(self.width), apart.T @ apart / n, RESAMPLES, method="eigh"
+                )
+                yield self._scores(n * mean + math.sqrt(n) * drawn, np.full(RESAMPLES, float(n)))
 
     def left_out(self) -> np.ndarray | None:
         """(units,) the score without each unit (the jackknife); None where that costs too much."""

@@ -388,12 +388,7 @@ def test_the_spread_of_the_area_is_that_of_delong():
 def test_the_interval_of_the_area_is_that_of_resampled_examples(n, apart):
     area, people, answers, truth, second = of_two_classes(n, apart)
     (found,) = evaluate.scores([area], people, answers)
-    rng = np.random.default_rng(1)
-    drawn = []
-    for _ in range(300):
-        rows = rng.integers(0, n, n)
-        drawn.append(sklearn.metrics.roc_auc_score(truth[rows], second[rows]))
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = resampled(sklearn.metrics.roc_auc_score, truth, second)
     assert found["low"] == pytest.approx(low, abs=0.15 * (high - low))
     assert found["high"] == pytest.approx(high, abs=0.15 * (high - low)) and found["high"] <= 1
 
@@ -501,8 +496,50 @@ def test_scores_of_numbers_are_scikit_learns(seed, n, d):
     assert found["r2"] == pytest.approx(np.mean(1 - residual))
     for measure in fitted(Numbers, truth).measures():
         if measure.each is not None:
-            mean = measure.each(truth, Answers(guess)).mean()
+            mean = measure.each(truth, Answers(guess)).mean(0)
             assert (measure.finish or float)(mean) == pytest.approx(measure.compute(truth, Answers(guess)))
+
+
+def resampled(score, truth, guess, draws=300):
+    """The 2.5th and the 97.5th percentile over resampled examples."""
+    rng, drawn = np.random.default_rng(1), []
+    for _ in range(draws):
+        rows = rng.integers(0, len(truth), len(truth))
+        drawn.append(score(truth[rows], guess[rows]))
+    return np.quantile(drawn, [0.025, 0.975])
+
+
+def assert_interval(target, name, score, truth, guess):
+    (measure,) = [measure for measure in target.measures() if measure.name == name]
+    (found,) = evaluate.scores([measure], truth, Answers(guess))
+    low, high = resampled(score, truth, guess)
+    assert found["resamples"] == evaluate.RESAMPLES and found["value"] == pytest.approx(score(truth, guess))
+    assert found["low"] == pytest.approx(low, abs=0.15 * (high - low))
+    assert found["high"] == pytest.approx(high, abs=0.15 * (high - low))
+
+
+@pytest.mark.parametrize("n", [500, 20_000])
+@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("mean", [0.0, 1e6])
+def test_the_interval_of_the_share_explained_is_that_of_resampled_examples(n, d, mean):
+    rng = np.random.default_rng(0)
+    truth = rng.normal(mean, 1, (n, d))
+    guess = truth + rng.normal(size=(n, d))
+    if d == 1:
+        truth, guess = truth[:, 0], guess[:, 0]
+    assert_interval(fitted(Numbers, truth), "r2", sklearn.metrics.r2_score, truth, guess)
+
+
+def test_sums_that_are_skewed_are_those_of_drawn_examples():
+    """One error of thousands makes the score what it is: its sum is not normal, and is drawn example by example."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=12_000)
+    guess = truth + 0.01 * rng.normal(size=12_000)
+    guess[5] += 100
+    (r2,) = [measure for measure in fitted(Numbers, truth).measures() if measure.name == "r2"]
+    (found,) = evaluate.scores([r2], truth, Answers(guess))
+    low, high = resampled(sklearn.metrics.r2_score, truth, guess)
+    assert found["low"] < low + 0.5 < 0 and 0.99 < found["high"] <= 1 and high <= 1  # a normal sum would go beyond 1
 
 
 # --- Tags -------------------------------------------------------------------------------------------------------------
@@ -515,6 +552,19 @@ def test_the_share_explained_of_a_column_that_never_changes_is_scikit_learns(gue
     truth, guess = np.array([[2.0, 1], [2, 5], [2, 4]]), np.c_[guess, [1.0, 4, 4]]
     found = scores(fitted(Numbers, truth), truth, Answers(guess))
     assert found["r2"] == pytest.approx(sklearn.metrics.r2_score(truth, guess))
+
+
+@pytest.mark.parametrize("n", [500, 20_000])
+@pytest.mark.parametrize(("name", "average"), [("f1", "micro"), ("macro_f1", "macro")])
+def test_the_intervals_of_tags_are_those_of_resampled_examples(n, name, average):
+    rng = np.random.default_rng(0)
+    truth = (rng.random((n, 4)) < [0.5, 0.3, 0.2, 0.1]).astype(int)
+    guess = np.where(rng.random((n, 4)) < 0.15, 1 - truth, truth)
+
+    def score(truth, guess):
+        return sklearn.metrics.f1_score(truth, guess, average=average, zero_division=0)
+
+    assert_interval(fitted(Tags, truth), name, score, truth, guess)
 
 
 def test_tags_are_a_matrix_of_zeros_and_ones():

@@ -39,6 +39,9 @@ class Answers:
         return type(self)(*(cut(getattr(self, part.name)) for part in dataclasses.fields(self)))
 
 
+VALUES_MOST = 64  # of an example, in `Measure.each`
+
+
 @dataclass(frozen=True)
 class Measure:
     """A score: how to compute it from (truth, answers), and how to put an interval round it."""
@@ -46,8 +49,8 @@ class Measure:
     name: str
     compute: Callable[[np.ndarray, Answers], float]
     better: str = "higher"  # or "lower"
-    each: Callable[[np.ndarray, Answers], np.ndarray] | None = None  # values whose mean is the score
-    finish: Callable[[np.ndarray], np.ndarray] | None = None  # applied to that mean: sqrt for rmse
+    each: Callable[[np.ndarray, Answers], np.ndarray] | None = None  # values (N,) or (N, S) whose mean is the score
+    finish: Callable[[np.ndarray], np.ndarray] | None = None  # applied to that mean (...) or (..., S): sqrt for rmse
     exact: bool = False  # a share of successes: Clopper-Pearson instead of the bootstrap
     from_confusion: Callable[[np.ndarray], np.ndarray] | None = None  # (R, K, K) counts -> (R,)
     intervals: bool = False  # a score of intervals of prediction, which simple models do not give

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lamina.errors import DataError, UsageError, rows
 from lamina.findings import Finding
-from lamina.targets.base import Answers, Measure, Target
+from lamina.targets.base import VALUES_MOST, Answers, Measure, Target
 
 SKEW = 2.0  # from which on the logarithm is learned; that of an exponential distribution
 GROUPS = 5  # of predictions of like size, each with an interval of its own width
@@ -271,7 +271,19 @@ class Numbers(Target):
                 np.square(difference).reshape(len(truth), -1).sum(0)
                 for difference in (truth - answers.prediction, truth - truth.mean(0))
             )
-            return float(np.where(spread > 0, 1 - left / np.where(spread > 0, spread, 1), left == 0).mean())
+            return float(explained(left, spread).mean())
+
+        def explained(left: np.ndarray, spread: np.ndarray) -> np.ndarray:
+            return np.where(spread > 0, 1 - left / np.where(spread > 0, spread, 1), left == 0)
+
+        def squares(truth: np.ndarray, answers: Answers) -> np.ndarray:
+            """(n, 3 D) what r2 is made of the means of: squares of errors, squares of the truth and the truth, off its mean."""
+            error, apart = ((truth - of).reshape(len(truth), -1) for of in (answers.prediction, truth.mean(0)))
+            return np.concatenate([error**2, apart**2, apart], 1)
+
+        def r2_of(means: np.ndarray) -> np.ndarray:
+            left, square, mean = np.split(means, 3, axis=-1)
+            return explained(left, square - mean**2).mean(-1)  # type: ignore[no-any-return]
 
         def held(truth: np.ndarray, answers: Answers) -> np.ndarray:
             """The share of an example's numbers that lie in their intervals."""
@@ -283,7 +295,7 @@ class Numbers(Target):
         return [
             Measure("rmse", lambda t, a: float(squared(t, a).mean() ** 0.5), "lower", each=squared, finish=np.sqrt),
             Measure("mae", lambda t, a: float(absolute(t, a).mean()), "lower", each=absolute),
-            Measure("r2", r2),
+            Measure("r2", r2, each=squares if 3 * self.size <= VALUES_MOST else None, finish=r2_of),
             *(
                 [Measure("coverage", lambda t, a: float(held(t, a).mean()), each=held, intervals=True)]
                 if self.widths and all(self.widths)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lamina.errors import DataError, UsageError, rows
 from lamina.sources import tagged
 from lamina.sources.tagged import MARKS
-from lamina.targets.base import Answers, Measure, Target, bare
+from lamina.targets.base import VALUES_MOST, Answers, Measure, Target, bare
 
 FEW = 10  # positive examples of a tag that weigh as much as what is best for all tags
 
@@ -166,14 +166,21 @@ class Tags(Target):
         return np.asarray(truth).astype(np.int64)
 
     def measures(self) -> list[Measure]:
-        def f1(truth: np.ndarray, answers: Answers) -> float:
-            both = (truth * answers.prediction).sum()
-            either = truth.sum() + answers.prediction.sum()
-            return float(2 * both / either) if either else 1.0
+        def tags(truth: np.ndarray, answers: Answers) -> np.ndarray:
+            """(n, 2 K) of each tag whether it is there and was said, and how often it is or was."""
+            return np.concatenate([truth * answers.prediction, truth + answers.prediction], 1)
 
-        def macro(truth: np.ndarray, answers: Answers) -> float:
-            both, either = (truth * answers.prediction).sum(0), (truth + answers.prediction).sum(0)
-            return float((2 * both / np.maximum(either, 1)).mean())
+        def any_tag(truth: np.ndarray, answers: Answers) -> np.ndarray:
+            """(n, 2) the same of all tags together."""
+            return tags(truth, answers).reshape(len(truth), 2, -1).sum(2)  # type: ignore[no-any-return]
+
+        def f1(means: np.ndarray) -> np.ndarray:
+            both, either = means[..., 0], means[..., 1]
+            return np.where(either > 0, 2 * both / np.where(either > 0, either, 1), 1.0)
+
+        def macro(means: np.ndarray) -> np.ndarray:
+            both, either = np.split(means, 2, axis=-1)
+            return (2 * both / np.where(either > 0, either, 1)).mean(-1)  # type: ignore[no-any-return]
 
         def whole(truth: np.ndarray, answers: Answers) -> np.ndarray:
             return (truth == answers.prediction).all(1).astype(float)
@@ -182,8 +189,13 @@ class Tags(Target):
             return (truth != answers.prediction).mean(1)
 
         return [
-            Measure("f1", f1),
-            Measure("macro_f1", macro),
+            Measure("f1", lambda t, a: float(f1(any_tag(t, a).mean(0))), each=any_tag, finish=f1),
+            Measure(
+                "macro_f1",
+                lambda t, a: float(macro(tags(t, a).mean(0))),
+                each=tags if 2 * len(self.labels) <= VALUES_MOST else None,
+                finish=macro,
+            ),
             Measure("exact", lambda t, a: float(whole(t, a).mean()), each=whole, exact=True),
             Measure("hamming_loss", lambda t, a: float(wrong(t, a).mean()), "lower", each=wrong),
         ]
