@@ -41,7 +41,7 @@ RESAMPLES_SLOW = 200  # of scores that must be computed anew each time
 SECONDS_SLOW = 1.0  # and how long that may take, for each score; at least MIN_SLOW are made
 MIN_SLOW = 30
 FEW = 12  # examples up to which all ways of swapping two nets' answers are tried
-MANY = 1_000  # examples from which on the sum of a resample is drawn from its distribution
+MANY = 10_000  # examples from which on the sum of a resample is drawn from its distribution
 TOGETHER = 64  # sums of a score that are drawn from a distribution together
 CLASSES_MOST = 500  # beyond it a confusion matrix for every resample costs more than computing the score anew
 
@@ -429,7 +429,7 @@ class _Sums:
             standard = apart / np.where(deviation > 0, deviation, 1)
             cubes = standard * standard * standard
             skewness, kurtosis = cubes.mean(0) / math.sqrt(n), ((cubes * standard).mean(0) - 3) / n
-            if abs(skewness).max() < 0.05 and kurtosis.max() < 0.1:
+            if abs(skewness).max() < 0.1 and kurtosis.max() < 0.1:
                 drawn = generator.multivariate_normal(
                     np.zeros(self.width), apart.T @ apart / n, RESAMPLES, method="eigh"
                 )

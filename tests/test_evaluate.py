@@ -150,19 +150,18 @@ def surprises(skewed: bool, n: int, seed: int = 0):
     )
 
 
-@pytest.mark.parametrize("n", [1_200, 12_000])
 @pytest.mark.parametrize("case", ["cells", "values", "skewed values"])
-def test_sums_of_many_examples_drawn_at_once_are_those_of_resampled_examples(case, n, monkeypatch):
+def test_sums_of_many_examples_drawn_at_once_are_those_of_resampled_examples(case, monkeypatch):
     """Ends within the noise of 1,000 resamples: a tenth of a standard deviation, of which an interval has four."""
     cells = case == "cells"
-    truth, answers = classes_at(0.9, n) if cells else surprises(case == "values", n)
+    truth, answers = classes_at(0.9, 12_000) if cells else surprises(case == "values", 12_000)
     measure = F1 if cells else RMSE
-    at_once = [evaluate.scores([measure], truth, answers, seed=seed)[0] for seed in range(20)]
+    at_once = [evaluate.scores([measure], truth, answers, seed=seed)[0] for seed in range(6)]
     monkeypatch.setattr(evaluate, "MANY", 10**9)
-    drawn = [evaluate.scores([measure], truth, answers, seed=seed)[0] for seed in range(20)]
+    drawn = [evaluate.scores([measure], truth, answers, seed=seed)[0] for seed in range(6)]
     ends = [[np.mean([entry[end] for entry in entries]) for end in ("low", "high")] for entries in (at_once, drawn)]
     assert same(*ends, 0.03) and {entry["resamples"] for entry in (*at_once, *drawn)} == {1000}
-    assert len({entry["low"] for entry in at_once}) == 20
+    assert len({entry["low"] for entry in at_once}) == 6
 
 
 def test_examples_are_drawn_where_their_sum_is_far_from_known_distributions(monkeypatch):
