@@ -22,7 +22,10 @@ from lamina.errors import RunError, UsageError, near
 FORMATS = (".safetensors", ".pth", ".pt")
 READ = (*FORMATS, ".ckpt", ".bin")  # what others call the files of torch.save
 WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
-_MAKERS = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand))  # of whatever is large in a net
+_MAKERS = frozenset((  # randn, randint, arange, linspace and eye load sympy or the compiler: our nets do without
+    torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.randperm, torch.arange,
+    torch.linspace, torch.eye,
+))  # fmt: skip
 _TIMES, _BESIDE = 4, 1 << 24  # numbers that are made for each weight of a net, at most, and others
 
 

@@ -255,3 +255,26 @@ def test_the_bytes_are_those_of_safetensors(kind):
             found[name].flatten().view(torch.uint8).tolist()
             == value.resolve_conj().flatten().view(torch.uint8).tolist()
         )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: torch.empty(n),
+        lambda n: torch.zeros(n, 2),
+        lambda n: torch.ones((2, n)),
+        lambda n: torch.full((n,), 1.0),
+        lambda n: torch.rand(n),
+        lambda n: torch.randn(n, generator=torch.Generator()),
+        lambda n: torch.randint(0, 2, (n,)),
+        lambda n: torch.randperm(n),
+        lambda n: torch.arange(n),
+        lambda n: torch.linspace(0, 1, n),
+        lambda n: torch.eye(n),
+    ],
+)
+def test_whatever_a_net_is_made_of_is_bounded_by_its_weights(make):
+    with pytest.raises(ValueError, match="asks for"), weights.Bounded({"w": torch.zeros(10)}):
+        make(1 << 30)
+    with weights.Bounded({"w": torch.zeros(10)}):
+        assert make(7).numel() >= 7

@@ -66,9 +66,8 @@ class Batches(Epochs):
         self._known = self.truth is not None and not self.truth.is_floating_point() and bool(torch.all(self.truth >= 0))
         self.reuse = False  # cut every batch into the same memory, and leave `prepare` to the loop that set this
         self.views = False  # rows that follow one another are no copy: for a loop that writes to none of its inputs
-        self._memory: dict[
-            int, list[tuple[Tensor, Tensor]]
-        ] = {}  # by size of a batch: each column, and what is cut of it
+        # By size of a batch: each column, and what is cut of it.
+        self._memory: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self._length = self.rows if order is None else len(order(seed, 0))
 
     def __len__(self) -> int:

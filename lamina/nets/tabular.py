@@ -59,12 +59,12 @@ class Steps(nn.Module):
     def __init__(self, steps: Sequence[int], width: int, edges: Sequence[Sequence[float]] | None = None):
         super().__init__()
         count, most = len(steps), max(steps, default=0)
-        begins = torch.full((count, most), NEVER)
+        begins = torch.ones(count, most).cumsum(1).sub_(1)  # 0, 1, 2, ...
         middle = torch.tensor(steps).float() / 2
         scale = torch.where(middle > 0, middle / 3**0.5, 1.0)  # if uniform
         rises, lowest = torch.zeros(count, most + 1, 1), -middle / scale
         for column, size in enumerate(steps):
-            begins[column, :size] = torch.arange(size)
+            begins[column, size:] = NEVER
             rises[column, :size] = 1 / scale[column]
             if edges is not None and size:
                 own = torch.tensor(edges[column], dtype=torch.float32)
@@ -145,7 +145,7 @@ class Tabular(nn.Module):
         self.steps = Steps(steps, width, edges) if len(steps) else None
         self.line = nn.Parameter(torch.zeros(len(steps), outputs)) if 0 < len(steps) <= TOGETHER else None
         if self.line is not None:
-            self.register_buffer("apart", torch.eye(len(steps)))
+            self.register_buffer("apart", torch.zeros(len(steps), len(steps)).fill_diagonal_(1))
         self.codes = self.words = None
         if len(categories):
             starts = list(itertools.accumulate((count + UNKNOWN for count in categories), initial=0))

@@ -115,9 +115,8 @@ def rows_not_finite(column: np.ndarray) -> np.ndarray:
     by_torch = column.dtype in (np.float32, np.float64) and column.flags.c_contiguous
     for piece in mapped.pieces(column):
         part = column[piece]
-        if by_torch and torch.isfinite(
-            mapped.as_tensor(part).sum()
-        ):  # then each is; a tenth of the time of asking each
+        # Where the sum is, each is; a tenth of the time of asking each.
+        if by_torch and torch.isfinite(mapped.as_tensor(part).sum()):
             continue
         finite = np.isfinite(part)
         if not finite.all():
