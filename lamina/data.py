@@ -455,6 +455,8 @@ def _pool(
     if isinstance(parts[0][1].inputs, tuple):
         tables = zip(*(part.inputs for _, part in parts), strict=True)
         inputs: Any = tuple(mapped.concatenated([np.asarray(table) for table in column]) for column in tables)
+        for k, (_, part) in enumerate(parts):  # what was read for them alone need not stay
+            part.inputs = tuple(column[ends[k] : ends[k + 1]] for column in inputs)
     else:
         inputs = ConcatDataset([part.inputs for _, part in parts])
     return inputs, together, given, int(ends[-1])

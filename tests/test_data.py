@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -183,6 +186,17 @@ def test_parts_that_are_given_stay_as_they_are():
         assert torch.equal(columns[found.rows(part)], torch.from_numpy(expected).float())
         assert torch.equal(found.truth(part), torch.from_numpy(Y[: len(expected)]))
     assert found.domain.mean == pytest.approx(X.mean(0))
+
+
+def test_parts_that_were_read_are_not_kept_beside_the_table_they_became():
+    source = sources.open((X, Y), test=(X[:9] + 1, Y[:9]))
+    read = [weakref.ref(part.inputs[0]) for part in (source.train, source.test)]
+    given = [part.inputs[0].copy() for part in (source.train, source.test)]
+    load(source)
+    gc.collect()
+    found = [part.inputs[0] for part in (source.train, source.test)]
+    assert all(map(np.array_equal, given, found)) and found[0].base is found[1].base is not None
+    assert read[1]() is None  # X itself is somebody's
 
 
 def test_a_given_test_part_leaves_the_share_for_validation_to_be_drawn():

@@ -141,11 +141,13 @@ def _standardised(table: np.ndarray) -> tuple[Tensor, Callable[[np.ndarray], Ten
             found[at : at + step] = part.nan_to_num_(0, 0, 0) if floating else part
         return found
 
-    if floating:
-        finite = np.isfinite(table)
-        sums, counts = np.where(finite, table, 0).sum(0, dtype=np.float64), finite.sum(0)
-    else:
-        sums, counts = table.sum(0, dtype=np.float64), len(table)
+    sums, counts = np.zeros(table.shape[1]), np.full(table.shape[1], len(table))
+    for at in range(0, len(table), step):
+        part = table[at : at + step]
+        if floating:
+            missing = ~np.isfinite(part)
+            part, counts = np.where(missing, 0, part), counts - missing.sum(0)
+        sums += part.sum(0, dtype=np.float64)
     mean = torch.from_numpy((sums / np.maximum(counts, 1)).astype(exact))
     inputs = centred(table)
     spread = (sum(part.square().sum(0) for part in inputs.split(step)) / len(inputs)).sqrt_()
