@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import inspect
 import math
 import operator
 from collections.abc import Callable, Collection, Sequence
@@ -165,6 +166,8 @@ class Flat:
         self._states: list[dict[str, Any]] = []  # all of the optimiser's, in its order
         self._ready = False  # the optimiser's state lies flat
         self._twin: Any = None  # the optimiser of the groups' one tensors
+        # Its step without what torch wraps around: hooks, of which there are none, and marks for the profiler, 0.03 ms.
+        self._bare = inspect.unwrap(type(optimizer).step, stop=_is_of_others)
 
     def intact(self) -> bool:
         """Whether parameters and optimiser state still lie where they were put: a caller may have set others."""
@@ -223,7 +226,8 @@ class Flat:
         """An update by plain operations."""
         for own, group in zip(self._groups, self._twin.param_groups, strict=True):
             group.update((name, value) for name, value in own.settings.items() if name != "params")
-        self._twin.step()
+        with torch.no_grad():
+            self._bare(self._twin)
         for own in self._groups:
             for name, counts in own.counts.items():
                 counts.fill_(self._twin.state[own.parameters[0]][name])
@@ -316,6 +320,11 @@ class Flat:
         for p in own.members[len(joined) :]:
             parts.append(memory[self._places[id(p)] :][: p.numel()])
         return parts
+
+
+def _is_of_others(step: Any) -> bool:
+    """Whether it is not torch that wraps this around an optimiser's step."""
+    return step.__globals__["__name__"] != torch_optimizer.__name__  # type: ignore[no-any-return]
 
 
 def _same(some: Collection[Any], others: Collection[Any]) -> bool:

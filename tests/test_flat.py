@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -124,6 +125,23 @@ def test_one_update_is_one_call_for_what_is_joined(monkeypatch: pytest.MonkeyPat
         place.fill_(0.5)
     laid.update()
     assert seen == [1 + sum(p.numel() % 16 != 0 for p in other[0])]
+
+
+def test_what_somebody_wrapped_around_the_step_of_a_class_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = pair(KINDS["rmsprop"], some())
+    called: list[bool] = []
+    inner = torch.optim.RMSprop.step
+
+    @functools.wraps(inner)
+    def wrapped(self: Any, *given: Any, **more: Any) -> Any:
+        called.append(self is one[1])
+        return inner(self, *given, **more)
+
+    monkeypatch.setattr(torch.optim.RMSprop, "step", wrapped)
+    laid = flat.Flat(other[1], other[0])
+    for number in range(3):
+        step(one, other, laid, number)
+    assert called == [True, False] * 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
