@@ -223,7 +223,7 @@ def learn(
         left = None if planned is None else planned - state.step
         lane = Lane(net, objective, optimizer, penalty=penalty, autocast=autocast, scaled=scaler is not None,
                     compile=compile, strict=strict, steps=left)  # fmt: skip
-    if accumulate == 1 and scaler is None and hasattr(batches, "reuse"):
+    if accumulate == 1 and scaler is None and exact is not None and hasattr(batches, "reuse"):  # none is read ahead
         batches.reuse = True
     before = _Before(net, device)
     lane.keep = before.keep

@@ -519,6 +519,49 @@ def test_rows_of_tensors_are_those_that_the_loader_stacks(name, monkeypatch):
     assert bool(called) is (not at_once and name != "worker")  # the worker's calls are its own
 
 
+@pytest.mark.parametrize("name", list(OF_TENSORS))
+def test_whole_batches_of_a_loader_are_cut_into_the_same_memory_where_that_is_asked_for(name):
+    dataset, options, at_once = OF_TENSORS[name]
+
+    def walk(reuse):
+        torch.manual_seed(7)
+        if "generator" in options:
+            options["generator"].manual_seed(3)
+        made = b.LoaderBatches(DataLoader(dataset, **options))
+        made.reuse = reuse
+        found = []
+        for epoch in range(2):
+            for batch in made.epoch(epoch):
+                parts = [*batch.inputs, *([] if batch.truth is None else [batch.truth])]
+                found.append((batch.lasting, [part.data_ptr() for part in parts], [part.clone() for part in parts]))
+        return found
+
+    expected, found = walk(False), walk(True)
+    for (_, _, parts), (_, _, others) in zip(expected, found, strict=True):
+        assert all(map(torch.equal, parts, others))
+    places = {tuple(places) for lasting, places, _ in found if lasting}
+    whole = [len(parts[0]) == options.get("batch_size") for _, _, parts in found]
+    assert len(places) == (at_once and any(whole)) and not any(lasting for lasting, _, _ in expected)
+    assert [lasting for lasting, _, _ in found] == [at_once and full for full in whole]
+
+
+def test_what_is_read_ahead_of_a_resumed_epoch_is_not_cut_into_one_memory():
+    def made():
+        torch.manual_seed(7)
+        walk = b.LoaderBatches(loaders()["tensors"])
+        walk.reuse = True
+        return walk
+
+    expected = [batch.inputs[0].clone() for batch in made().epoch(0)]
+    epoch = (walk := made()).epoch(0)
+    assert [next(epoch).lasting for _ in range(3)] == [True] * 3
+    again = made()
+    again.load_state_dict(walk.state_dict())
+    found = list(again.epoch(0, 1))
+    assert not any(batch.lasting for batch in found)
+    assert all(torch.equal(batch.inputs[0], rows) for batch, rows in zip(found, expected[1:], strict=True))
+
+
 @pytest.mark.parametrize("at", [(0, 1), (0, 2), (1, 1), (1, 0), (2, 0)])
 @pytest.mark.parametrize("name", ["process", "own generator", "own sampler", "two workers", "stream", "tensors"])
 def test_a_loader_goes_on_where_its_state_was_saved(name, at):

@@ -478,6 +478,24 @@ def test_a_stream_that_is_longer_or_shorter_than_it_says_is_walked_to_its_end(sa
     assert found == [(k // 7, k % 7, k % 7 == 6) for k in range(14)]
 
 
+class Endless:
+    """A sampler that does not know how many rows it gives."""
+
+    def __iter__(self):
+        yield from (7 * k % 50 for k in range(50))
+
+
+def test_rows_of_tensors_in_an_order_of_unknown_length_are_each_learned_from():
+    """One batch is read ahead there, so it cannot lie in the memory of the one before."""
+    net, other = Net(), Net()
+    rows = TensorDataset(X[:50], Y[:50])
+    torch.manual_seed(7)
+    run(lamina.learn(net, DataLoader(rows, batch_size=10, sampler=Endless()), F.cross_entropy, sgd(net), epochs=2))
+    torch.manual_seed(7)
+    by_hand(other, DataLoader(rows, batch_size=10, sampler=Endless()), sgd(other), epochs=2)
+    assert_same_bits(net, other)
+
+
 class Lying:
     def __iter__(self):
         return iter(PARTS)

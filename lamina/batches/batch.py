@@ -67,7 +67,8 @@ def columns_of(dataset: Any) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
         if whole is None or picked.ndim != 1 or picked.dtype.kind not in "iu":
             return None
         rows = torch.from_numpy(picked.astype(np.int64))
-        return whole[0], rows if whole[1] is None else whole[1][rows]
+        held = torch.arange(len(whole[0][0])) if whole[1] is None else whole[1]
+        return whole[0], held[rows]  # which counts negative numbers from the end
     if type(dataset) is not TensorDataset:
         return None
     plain = all(type(c) is Tensor and c.layout == torch.strided and not c.requires_grad for c in dataset.tensors)

@@ -45,6 +45,8 @@ class LoaderBatches:
         self._seen = ""  # a hash of those batches
         self._given = 0  # batches of this epoch handed out: one more than the steps took, where one is read ahead
         self._resume: dict[str, Any] = {}
+        self.reuse = False  # see `Batches`
+        self._memory: list[Tensor] = []  # of a whole batch
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -58,7 +60,8 @@ class LoaderBatches:
         if start and self._resume.get("began") is not None:
             self._set(self._resume["began"])
         self._began, self._given, self._seen = self._get(), 0, ""
-        walk, place, seen = _walk(self.loader), 0, ""
+        again = self.reuse and not start and self.device.type == "cpu"  # what is read ahead has to stay
+        walk, place, seen = _walk(self.loader, self._memory if again else None), 0, ""
         ahead: list[Any] = []  # had been read but not learned from, when the state was saved
         for k in range(given if start else 0):
             item = next(walk, None)
@@ -92,7 +95,8 @@ class LoaderBatches:
             count = len(inputs[0])
             indices = torch.arange(place, place + count, device=self.device)
             place += count
-            yield Batch(inputs, truth, indices, count, epoch, self.seed)
+            lasting = bool(self._memory) and inputs[0] is self._memory[0]
+            yield Batch(inputs, truth, indices, count, epoch, self.seed, lasting=lasting)
         self._given = 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -124,29 +128,43 @@ class LoaderBatches:
             own.set_state(state["own"])
 
 
-def _walk(loader: Any) -> Iterator[Any]:
+def _walk(loader: Any, memory: list[Tensor] | None) -> Iterator[Any]:
     """The batches of a loader. Where it only stacks rows of tensors, those of a batch are cut at once: the same rows, of the
-    same sampler and generators, in a fifth of the time."""
+    same sampler and generators, in a fifth of the time. memory: what whole batches are cut into; None: each into its own."""
     walk = iter(loader)
     plain = type(loader) is DataLoader and loader.collate_fn is default_collate and loader.batch_sampler is not None
     here = plain and loader.num_workers == 0 and not loader.pin_memory and hasattr(walk, "_next_index")
     found = columns_of(loader.dataset) if here else None
-    return walk if found is None else _cut(walk._next_index, *found, loader.dataset)  # type: ignore[attr-defined]
+    if found is None:
+        return walk
+    columns, held = found
+    if memory is not None and loader.batch_size and not memory:
+        memory += [column.new_empty((loader.batch_size, *column.shape[1:])) for column in columns]
+    return _cut(walk._next_index, columns, held, loader.dataset, memory)  # type: ignore[attr-defined]
 
 
-def _cut(next_rows: Callable[[], Any], columns: tuple[Tensor, ...], held: Tensor | None, dataset: Any) -> Iterator[Any]:
+def _cut(
+    next_rows: Callable[[], Any], columns: tuple[Tensor, ...], held: Tensor | None, dataset: Any,
+    memory: list[Tensor] | None,
+) -> Iterator[Any]:  # fmt: skip
     """held: which rows of the columns the dataset has; None for all."""
     while True:
         try:
             rows = next_rows()
         except StopIteration:
             return
-        if type(rows) is list and rows and all(type(row) is int for row in rows):
-            places = torch.tensor(rows, dtype=torch.int64)
-            places = places if held is None else held[places]
-            yield [column[places].contiguous() for column in columns]
-        else:
+        if type(rows) is not list or set(map(type, rows)) != {int}:
             yield default_collate([dataset[row] for row in rows])
+            continue
+        places = torch.tensor(rows, dtype=torch.int64)
+        if held is not None:
+            places = held[places]
+        elif min(rows) < 0:  # from the end
+            places = torch.where(places < 0, places + len(columns[0]), places)
+        if memory and len(rows) == len(memory[0]):
+            yield [torch.index_select(c, 0, places, out=out) for c, out in zip(columns, memory, strict=True)]
+        else:
+            yield [column.index_select(0, places) for column in columns]
 
 
 def _after(seen: str, item: Any) -> str:
