@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lamina import devices, divergence, losses, pieces
+from lamina import devices, divergence, losses, optimizers, pieces
 from lamina.batches import Batch, Batches, RaggedBatches, walkable
 from lamina.errors import DataError, Diverged, UsageError, out_of_memory
 from lamina.lanes import Lane
@@ -198,6 +198,7 @@ def learn(
             raise UsageError("learn() was given no optimizer.", fix="torch.optim.Adam(net.parameters(), lr=1e-3)")
         state = TrainState(net, optimizer)
     optimizer = state.optimizer
+    optimizers.check_step(optimizer)
     schedule = state.schedule = schedule if schedule is not None else state.schedule
     ema = state.ema = ema if ema is not None else state.ema
     epochs = epochs if steps is None else None

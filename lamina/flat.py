@@ -77,6 +77,8 @@ def why_not(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> s
         return f"has parameters of {parameters[0].dtype} on {parameters[0].device}"
     if any(type(p) not in (Tensor, nn.Parameter) or not _dense(p) for p in parameters):
         return "has a parameter that is not a dense tensor of torch's"
+    if any(p.grad is not None and p.grad.layout != torch.strided for p in parameters):
+        return "gets gradients that are sparse"
     if any(p.untyped_storage().nbytes() != p.nbytes for p in parameters):
         return "has a parameter that is a part of another tensor"
     known = {id(p): p for group in optimizer.param_groups for p in group["params"]}
@@ -215,7 +217,8 @@ class Flat:
         """Everything its own memory again, with the same values."""
         for p in self.parameters:
             p.data = p.data.clone()
-            if p.grad is not None and p.grad.untyped_storage()._cdata == self.gradient.untyped_storage()._cdata:
+            dense = p.grad is not None and p.grad.layout == torch.strided
+            if dense and p.grad.untyped_storage()._cdata == self.gradient.untyped_storage()._cdata:
                 p.grad = p.grad.clone()
         for (state, name), tensor in zip(self._owners, self._kept, strict=True):
             if state.get(name) is tensor:

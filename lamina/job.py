@@ -385,6 +385,7 @@ def build_optimizer(job: Job, net: nn.Module) -> torch.optim.Optimizer:
                 f"The {type(made).__name__} holds none of the net's parameters: it would train another net.",
                 fix="make it from this net: optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
             )
+        optimizers.check_step(made)
         return made
     rate = float(recipe.learning_rate or 1e-3)
     name = recipe.optimizer or "adam"

@@ -35,6 +35,21 @@ def names() -> list[str]:
     return sorted(_classes())
 
 
+def check_step(optimizer: Optimizer) -> None:
+    """UsageError for an optimiser whose step cannot be made without a closure that measures the loss anew."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise _asks_again(type(optimizer).__name__)
+
+
+def _asks_again(name: str) -> UsageError:
+    return UsageError(
+        f"the optimiser {name!r} measures the loss several times in a step",
+        expected="an optimiser that takes one gradient a step",
+        fix="write the loop by hand around torch.optim.LBFGS, or use 'adamw'",
+    )
+
+
 def make(
     name: str,
     parameters: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Mapping[str, Any]],
@@ -51,11 +66,7 @@ def make(
     Raises UsageError for an unknown name, argument or group key (with near misses) and for a value that torch refuses.
     """
     if name.lower() == "lbfgs":
-        raise UsageError(
-            "the optimiser 'lbfgs' measures the loss several times in a step",
-            expected="an optimiser that takes one gradient a step",
-            fix="write the loop by hand around torch.optim.LBFGS, or use 'adamw'",
-        )
+        raise _asks_again("lbfgs")
     if name.lower() not in _classes():
         raise UsageError(f"there is no optimiser {name!r}", expected=near(name.lower(), names()))
     number = isinstance(learning_rate, (int, float)) and not isinstance(learning_rate, bool)

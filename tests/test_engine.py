@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -88,6 +89,47 @@ def by_hand(net, loader, optimizer, epochs=3, *, before=None, after=None, extra=
             if after is not None:
                 after(net)
     return net
+
+
+@pytest.mark.parametrize("compile", ["auto", "off"])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam])
+def test_gradients_that_are_sparse_give_the_bits_of_the_plain_loop(kind, compile):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.EmbeddingBag(9, 4, sparse=True), nn.Tanh())
+    if kind is not torch.optim.SparseAdam:  # which takes no others
+        net.append(nn.Linear(4, 4))
+    other = copy.deepcopy(net)
+    parts = [(torch.randint(0, 9, (6, 3)), torch.randint(0, 4, (6,))) for _ in range(5)]
+    run(lamina.learn(net, parts, F.cross_entropy, kind(net.parameters(), lr=0.1), epochs=3, compile=compile))
+    by_hand(other, parts, kind(other.parameters(), lr=0.1))
+    assert_same_bits(net, other)
+    assert net[0].weight.grad.layout == torch.sparse_coo
+
+
+def test_gradients_that_become_sparse_are_no_fault():
+    """Parameters that were laid flat before get their own memory again."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 4))
+    other = copy.deepcopy(net)
+    parts = [(torch.randint(0, 9, (6, 3)), torch.randint(0, 4, (6,))) for _ in range(8)]
+
+    def sparse(trained):
+        trained[0].sparse = True
+
+    for progress in lamina.learn(net, parts, F.cross_entropy, sgd(net), epochs=1, compile="off"):
+        if progress.step == 4:
+            sparse(net)
+    optimizer = sgd(other)
+    by_hand(other, parts[:4], optimizer, 1)
+    sparse(other)
+    by_hand(other, parts[4:], optimizer, 1)
+    assert_same_bits(net, other)
+
+
+def test_an_optimiser_that_measures_the_loss_again_is_refused():
+    net = Net()
+    with pytest.raises(UsageError, match=r"'LBFGS' measures the loss several times(.|\n)*torch\.optim\.LBFGS"):
+        run(lamina.learn(net, PARTS, F.cross_entropy, torch.optim.LBFGS(net.parameters())))
 
 
 def l1_of_all(net):
