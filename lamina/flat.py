@@ -217,9 +217,11 @@ class Flat:
         """Everything its own memory again, with the same values."""
         for p in self.parameters:
             p.data = p.data.clone()
-            dense = p.grad is not None and p.grad.layout == torch.strided
-            if dense and p.grad.untyped_storage()._cdata == self.gradient.untyped_storage()._cdata:
-                p.grad = p.grad.clone()
+            gradient = p.grad
+            if gradient is None or gradient.layout != torch.strided:
+                continue
+            if gradient.untyped_storage()._cdata == self.gradient.untyped_storage()._cdata:
+                p.grad = gradient.clone()
         for (state, name), tensor in zip(self._owners, self._kept, strict=True):
             if state.get(name) is tensor:
                 state[name] = tensor.clone()
