@@ -132,7 +132,7 @@ def _bad_layer(net: nn.Module, objective: Objective, batch: Batch) -> Cause | No
 
         return hook
 
-    handles = [module.register_forward_hook(look(name)) for name, module in net.named_modules()]
+    handles = [module.register_forward_hook(look(name)) for name, module in tracing.layers(net)]
     try:
         value, _ = objective(net, batch)
     finally:

@@ -314,6 +314,16 @@ def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.d
             raise UsageError(
                 f"Your net returned a {type(output).__name__} for a batch of {shapes}.", expected="a tensor"
             )
+        try:
+            with torch.no_grad():
+                loaded.domain.outputs(net, pieces.part(batch, slice(2)))
+        except Exception as error:
+            raise UsageError(
+                f"Your net works on a batch of {shapes}, but within torch.no_grad(), where it is measured and asked, it "
+                f"raised {type(error).__name__}: {error}",
+                expected="a forward() that needs nobody to keep gradients",
+                fix="where it differentiates, let it say so: with torch.enable_grad(): ...",
+            ) from error
         loaded.target.check(output, batch.truth, loss)
         truth = loaded.target.shape_truth(batch.truth, output)
         try:

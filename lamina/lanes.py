@@ -538,9 +538,10 @@ class _Guard:
         self.parameters = list(dict.fromkeys([*own, *self._held()]))
         buffers = [b for module in modules for b in module._buffers.values() if b is not None]
         self.lasting = list(dict.fromkeys([*buffers, *self._reading.tensors]))  # what a step may write to
-        self._parts = [module.__dict__[name] for module in modules for name in ("_parameters", "_modules")]
-        self._tables = [table for module in modules for table in (module.__dict__, module.__dict__["_buffers"])]
-        self._hooks = [module.__dict__[name] for module in modules for name in purity.HOOKS] + purity.GLOBAL_HOOKS
+        held = [vars(module) for module in modules]  # of a module that torch.jit.trace made, its tables lie elsewhere
+        self._parts = [own[name] for own in held for name in ("_parameters", "_modules") if name in own]
+        self._tables = [*held, *(own["_buffers"] for own in held if "_buffers" in own)]
+        self._hooks = [own[name] for own in held for name in purity.HOOKS if name in own] + purity.GLOBAL_HOOKS
         self._needs = [p.requires_grad for p in self.parameters]
         self._optimized, self._hooked = self._held(), self._with_hooks()
         self._had = [dict(table) for table in self._parts]

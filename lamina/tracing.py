@@ -22,6 +22,11 @@ Look = Callable[[Any, str, Any, Any], None]
 _MARK = "lamina.place"  # in the metadata of an autograd node
 
 
+def layers(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Modules by name, the net itself first, that can be watched from outside: those of TorchScript cannot."""
+    return [(name, module) for name, module in net.named_modules() if not isinstance(module, torch.jit.ScriptModule)]
+
+
 class Trace(TorchDispatchMode):
     """Tells `look` of every operation; `backward` says whether the last one was part of a backward pass."""
 
@@ -33,7 +38,7 @@ class Trace(TorchDispatchMode):
         self._handles: list[Any] = []
 
     def __enter__(self) -> Trace:
-        for name, module in self._net.named_modules():
+        for name, module in layers(self._net):
             words = title(name, module)
             self._handles.append(module.register_forward_pre_hook(self._entering(words), with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._leaving(words), always_call=True))

@@ -5,6 +5,8 @@ The independent truth is a loop written by hand. Reports are left out: they have
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import random
 from pathlib import Path
@@ -140,6 +142,40 @@ def test_the_net_of_the_run_is_the_users_object(runs):
     net = Net()
     run = train(net=net, runs=runs)
     assert run.net is net and not net.training
+
+
+class Slope(Net):
+    """Its answers are how much they would change: it differentiates within forward()."""
+
+    kept = False
+
+    def forward(self, x):
+        with torch.enable_grad() if self.kept else contextlib.nullcontext():
+            x = x.detach().requires_grad_()
+            answers = super().forward(x)
+            (slope,) = torch.autograd.grad(answers.sum(), x, create_graph=True)
+            return answers + slope.sum(1, keepdim=True)
+
+
+def test_a_net_that_differentiates_within_forward_needs_to_say_so(runs):
+    with pytest.raises(UsageError, match=r"within torch.no_grad\(\)(.|\n)*with torch.enable_grad\(\)"):
+        train(net=Slope(), runs=runs)
+    assert not list(runs.glob("*"))
+    net = Slope()
+    net.kept = True
+    run = train(net=net, valid=0.2, epochs=2, runs=runs)
+    assert np.allclose(run.predict(X).probabilities, net(torch.from_numpy(X)).detach().softmax(1), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda net: torch.jit.trace(net, torch.from_numpy(X[:5]))])
+def test_a_net_of_torchscript_learns_what_the_plain_net_does(make, runs):
+    torch.manual_seed(0)
+    net = Net()
+    made = make(copy.deepcopy(net))
+    plain, other = (train(net=one, epochs=2, runs=runs, seeded=False) for one in (net, made))
+    assert all(map(torch.equal, plain.net.parameters(), other.net.parameters()))
+    assert np.array_equal(plain.predict(X).prediction, other.predict(X).prediction)
 
 
 @pytest.mark.parametrize("kind", ["object", "callable"])

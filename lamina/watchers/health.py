@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lamina import tracing
 from lamina.batches import generators, set_generators
 from lamina.watchers import Log
 
@@ -119,7 +120,7 @@ class _Activations(TorchFunctionMode):
 
     def __enter__(self) -> _Activations:
         self._handles = [
-            module.register_forward_pre_hook(self._note(name)) for name, module in self._net.named_modules() if name
+            module.register_forward_pre_hook(self._note(name)) for name, module in tracing.layers(self._net) if name
         ]
         return super().__enter__()
 
