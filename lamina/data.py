@@ -142,6 +142,8 @@ def truths(dataset: Any, bad: dict[int, str] | None = None, first: int = 0) -> n
         for k in range(len(dataset)):
             try:
                 item = dataset[k]
+                if item is None:
+                    raise TypeError("it is None")
             except Exception as error:
                 if bad is None or out_of_memory(error):
                     raise DataError(

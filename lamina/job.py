@@ -309,6 +309,7 @@ def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.d
             raise UsageError(
                 f"Your net raised {type(error).__name__} on a batch of {shapes}: {error}",
                 expected="a forward() that takes such a batch",
+                fix=_of_the_nets_type(net, batch) if "dtype" in str(error) else "",
             ) from error
         if not isinstance(output, Tensor):
             raise UsageError(
@@ -343,6 +344,15 @@ def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.d
                 expected="a loss computed from the net's output by operations of torch",
                 fix="look for .detach(), .item(), .argmax() or torch.no_grad() on the way from weights to loss",
             )
+
+
+def _of_the_nets_type(net: nn.Module, batch: Batch) -> str:
+    """How to give a net numbers of its own type, where it is given others."""
+    kinds = list(dict.fromkeys(p.dtype for p in net.parameters() if p.is_floating_point()))
+    if len(kinds) != 1 or all(column.dtype == kinds[0] for column in batch.inputs):
+        return ""
+    name = str(kinds[0]).removeprefix("torch.")
+    return f"inputs of the type of its parameters, {name}: x.to(torch.{name}) where they are made"
 
 
 @contextmanager

@@ -214,6 +214,9 @@ class Run:
     def headline(self) -> Headline:
         found = self.facts.get("headline")
         if not found:
+            if self.facts["status"] == "done":
+                raise RunError(f"{self.folder} has no score: no examples were held out.",
+                               fix="run.evaluate(DATA) with others than it learned from, or train with test=...")  # fmt: skip
             raise RunError(f"{self.folder} has no score: its status is {self.facts['status']!r}.",
                            fix=f"lamina resume {self.folder}")  # fmt: skip
         with _sound(self.folder / "run.json"):

@@ -323,6 +323,18 @@ def test_answers_that_a_dataset_lists_are_not_read_one_by_one(name, form):
     assert len(dataset.reads) <= 3  # one of each class, to see that they are what the items carry
 
 
+def test_an_item_that_is_none_is_an_example_that_cannot_be_used():
+    class Gap(Items):
+        def __getitem__(self, k):
+            return None if k == 7 else super().__getitem__(k)
+
+    bad = {}
+    assert data.truths(Gap(Y.tolist()), bad, 100).tolist() == [0 if k == 7 else Y[k] for k in range(40)]
+    assert bad == {107: "TypeError: it is None"}
+    with pytest.raises(DataError, match="Example 7 of the Dataset could not be read: TypeError: it is None"):
+        data.truths(Gap(Y.tolist()))
+
+
 def test_answers_that_a_dataset_lists_but_does_not_give_are_not_believed():
     """torchvision's `targets` are those before `target_transform`."""
     dataset = Listed((Y > 0).astype(int), Y)

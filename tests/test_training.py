@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import lamina
 from lamina import files, results
-from lamina.errors import Interrupted, UsageError
+from lamina.errors import Interrupted, RunError, UsageError
 from lamina.keyed import permutation
 from lamina.watchers import Log, Save, Stop
 
@@ -142,6 +142,23 @@ def test_the_net_of_the_run_is_the_users_object(runs):
     net = Net()
     run = train(net=net, runs=runs)
     assert run.net is net and not net.training
+
+
+@pytest.mark.parametrize(("x", "kind"), [(X.astype(np.float64), "float64"), ((10 * X).astype(np.int64), "int64")])
+def test_inputs_of_another_type_than_the_nets_are_refused_with_the_way_out(x, kind, runs):
+    rows = TensorDataset(torch.from_numpy(x), torch.from_numpy(Y))  # columns of floats would be made float32
+    with pytest.raises(
+        UsageError, match=rf"of \(64, 4\) {kind}(.|\n)*its parameters, float32: x\.to\(torch\.float32\)"
+    ):
+        train(DataLoader(rows, batch_size=64), net=Net(), test=DataLoader(rows), runs=runs)
+
+
+def test_a_run_that_held_nothing_out_says_so_where_its_score_is_asked_for(runs):
+    rows = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    run = train(DataLoader(rows, batch_size=64), net=Net(), test=None, runs=runs)
+    with pytest.raises(RunError, match=r"no examples were held out(.|\n)*run\.evaluate\(DATA\)"):
+        _ = run.headline
+    assert run.evaluate((X, Y))
 
 
 class Slope(Net):
