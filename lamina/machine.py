@@ -75,6 +75,7 @@ class Crowd:
         self._trying = 0  # threads on trial
         self._before = math.inf  # the window that the trial is compared with
         self._not_until = -math.inf
+        self._refused = math.inf  # the window that one thread was no better than
 
     def __call__(self, interrupted: bool = False) -> str:
         """interrupted: what follows this step (a validation, a checkpoint) is not to be counted."""
@@ -85,20 +86,27 @@ class Crowd:
             if first:
                 self._shares.append((used - self._last[1]) / max(now - self._last[0], 1e-9))
         self._last = None if interrupted else (now, used)
-        if len(self._steps) < _WINDOW:
+        if len(self._steps) < _WINDOW and not self._crawls():
             return ""
         window = statistics.median(self._steps)
         self._steps.clear()
         if self._trying:
             return self._decide(window, now)
         if self.threads == self.most:
-            slower = statistics.median(self._shares) < _SHARE * self.most if first else window > 2 * self._best
+            slower = statistics.median(self._shares) < SHARE * self.most if first else window > 2 * self._best
             self._best = min(self._best, window)
-            if self.most > 1 and slower and now >= self._not_until:
+            due = now >= self._not_until or window > 2 * self._refused  # it has become another machine since
+            if self.most > 1 and slower and due:
                 self._try(1, window)
         elif now >= self._not_until:
             self._try(self.most, window)
         return ""
+
+    def _crawls(self) -> bool:
+        """Whether a window that is not full yet takes so long that nobody need wait for its end."""
+        steps, best = self._steps, self._best
+        long = _LONG if best == math.inf else 4 * _WINDOW * best
+        return len(steps) >= _FEW and (best == math.inf or steps[-1] > 2 * best) and sum(steps) > long
 
     def _try(self, threads: int, window: float) -> None:
         self._trying, self._before = threads, window
@@ -111,12 +119,16 @@ class Crowd:
             self.threads = tried
             many = "all are free again" if tried == self.most else "another process is busy"
             return f"{tried} thread{'s' if tried > 1 else ''} from here: {many}"
+        if tried == 1:
+            self._refused = self._before
         torch.set_num_threads(self.threads)
         return ""
 
 
 _WINDOW = 24  # steps
-_SHARE = 0.75  # of the cores that a process alone takes with its threads, which wait for each other by spinning
+_FEW = 6  # of them, to judge by where they take several times as long as a window did
+_LONG = 0.3  # seconds of the first window, whose steps may be of a slow net
+SHARE = 0.75  # of the cores that a process alone takes with its threads, which wait for each other by spinning
 _PATIENCE = 10.0  # seconds between two trials
 
 

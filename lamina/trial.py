@@ -22,12 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lamina import devices, lanes, optimizers, purity
+from lamina import devices, lanes, machine, optimizers, purity
 from lamina.batches import Batch, keeping_generators
 from lamina.errors import UsageError
 
 _HEAVY = 0.005  # seconds a step: below this, another precision is not worth a trial
-_LIGHT = 0.010  # seconds a step: above this, one thread is never faster than several
+_LIGHT = 0.010  # seconds a step: above this, one thread is never faster than several that have a core each
+_CROWDED = 0.2  # seconds a step: above this, nobody asks whether they have
 _KERNELS = 10_000  # weights of convolutions
 _CLEAR = 1.2  # times as long with one thread: then it is not asked again
 _LEARNED = 8  # steps by which precisions are compared
@@ -56,20 +57,22 @@ class _Way:
         device = next(net.parameters()).device
         optimizer = optimizers.make("sgd", [p for p in net.parameters() if p.requires_grad], 0.0)
         self.lane = lanes.Lane(net, objective, optimizer, autocast=devices.autocast(device, precision), **options)
-        self.batch = batch
+        self.batch, self.cores = batch, math.inf
         with keeping_generators():
             for _ in range(3):  # eager, recorded, recorded again
                 self.lane.gradients(batch)
 
     def seconds(self, least: int = 5, most: int = 50, budget: float = 0.02) -> float:
-        """A step's gradients: median of at least 5 and at most 50, in about 20 ms."""
+        """A step's gradients: median of at least 5 and at most 50, in about 20 ms. Sets `cores`, how many were had."""
         taken: list[float] = []
         with keeping_generators():
             self.lane.gradients(self.batch)
+            before = time.process_time()
             while len(taken) < least or (len(taken) < most and sum(taken) < budget):
                 began = time.perf_counter()
                 self.lane.gradients(self.batch)
                 taken.append(time.perf_counter() - began)
+            self.cores = (time.process_time() - before) / sum(taken)
         return statistics.median(taken)
 
 
@@ -105,6 +108,12 @@ def choose(
         found.recorded, found.why_eager, found.seconds = way.lane.recorded, way.lane.words, way.seconds()
         if threads is None and here > 1 and found.seconds < _LIGHT:
             _try_one_thread(found, way, here)
+        elif threads is None and found.seconds < _CROWDED and way.cores < machine.SHARE * here:
+            torch.set_num_threads(
+                1
+            )  # other processes are busy, and threads wait for each other: how long is it really?
+            found.seconds = min(found.seconds, way.seconds())
+            torch.set_num_threads(here)
         heavy = not strict and found.seconds >= _HEAVY
         if heavy and precision == "auto" and "bf16" in devices.precisions(batch.inputs[0].device) and _has_bf16():
             other = _Way(

@@ -281,6 +281,44 @@ def test_a_neighbour_who_was_there_first_is_noticed(monkeypatch):
     assert here.steps(3 * WINDOW) == ["1 thread from here: another process is busy"]
 
 
+def test_one_thread_is_tried_again_at_once_where_the_cores_become_far_busier(monkeypatch):
+    """The neighbour may itself have had but one core at the first trial, and one of its own now."""
+    here = Machine(monkeypatch, crowded=0.0009, one_crowded=0.0008)
+    here.busy = True
+    assert here.steps(3 * WINDOW) == [] and here.set == [1, 2]
+    here.times[2, True] = 0.007
+    assert here.steps(3 * WINDOW) == ["1 thread from here: another process is busy"]
+    assert here.now < machine._PATIENCE and here.threads == 1
+
+
+def test_steps_that_crawl_are_not_waited_for(monkeypatch):
+    """Torch's threads may take a hundred times as long where they wait for each other: two seconds a window."""
+    here = Machine(monkeypatch, crowded=0.1)
+    here.steps(200)
+    here.busy = True
+    began = here.now
+    assert here.steps(machine._FEW + WINDOW + 1) == ["1 thread from here: another process is busy"]
+    assert here.now - began < (machine._FEW + 1) * 0.1 + WINDOW * 0.0012 + 0.01
+
+
+def test_first_steps_that_crawl_are_not_waited_for_either(monkeypatch):
+    here = Machine(monkeypatch, crowded=0.1)
+    here.busy = True
+    assert here.steps(machine._FEW + WINDOW + 1) == ["1 thread from here: another process is busy"]
+
+
+def test_a_slow_net_that_has_its_cores_is_left_alone(monkeypatch):
+    here = Machine(monkeypatch, alone=0.3)
+    assert here.steps(200) == [] and here.set == []
+
+
+def test_one_step_that_takes_long_is_no_neighbour(monkeypatch):
+    here = Machine(monkeypatch)
+    here.steps(200)
+    here.now += 5.0  # within a step
+    assert here.steps(200) == [] and here.set == []
+
+
 def test_a_net_that_keeps_one_core_busy_is_tried_once_on_one_thread(monkeypatch):
     here = Machine(monkeypatch, crowded=0.001, one_crowded=0.001)
     here.busy = True  # nobody else is, but the second thread is not used either

@@ -230,6 +230,22 @@ def test_bf16_is_chosen_where_the_processor_has_it_and_it_is_faster_and_learns_a
         assert found.reasons["precision"] == "10 ms a step, 20 with fp32, and it learns alike" and found.seconds == half
 
 
+@pytest.mark.parametrize(("cores", "alone", "tried"), [(1.0, 0.0007, False), (1.0, 0.07, True), (1.9, None, True)])
+def test_a_light_net_on_a_busy_machine_is_not_taken_for_a_heavy_one(monkeypatch, steps, cores, alone, tried):
+    """Threads that wait for each other make a step of 0.7 ms one of 80. How many there are from then on, the crowd says."""
+    torch.set_num_threads(2)
+    steps.update({(2, "fp32"): 0.08} | ({(1, "fp32"): alone} if alone else {}) | ({(2, "bf16"): 0.02} if tried else {}))
+    made = trial._Way.__init__
+    monkeypatch.setattr(
+        trial._Way, "__init__", lambda way, *a, **k: (made(way, *a, **k), setattr(way, "cores", cores))[0]
+    )
+    monkeypatch.setattr(trial, "_has_bf16", lambda: True)
+    monkeypatch.setattr(trial, "_learn_alike", lambda *_: True)
+    found = trial.choose(Net(), supervised(F.cross_entropy), batch())
+    assert (found.threads, found.precision) == (2, "bf16" if tried else "fp32")
+    assert found.seconds == (0.02 if tried else alone) and torch.get_num_threads() == 2
+
+
 @pytest.mark.parametrize("asked", [{"precision": "fp32"}, {"strict": True}])
 def test_bf16_is_not_tried_where_another_was_asked_for_or_strict(monkeypatch, steps, asked):
     torch.set_num_threads(1)
