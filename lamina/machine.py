@@ -76,6 +76,7 @@ class Crowd:
         self._before = math.inf  # the window that the trial is compared with
         self._not_until = -math.inf
         self._refused = math.inf  # the window that one thread was no better than
+        self._stuck = 0  # windows in a row of which most of the time went into a few steps
 
     def __call__(self, interrupted: bool = False) -> str:
         """interrupted: what follows this step (a validation, a checkpoint) is not to be counted."""
@@ -88,12 +89,15 @@ class Crowd:
         self._last = None if interrupted else (now, used)
         if len(self._steps) < _WINDOW and not self._crawls():
             return ""
-        window = statistics.median(self._steps)
+        window, mean = statistics.median(self._steps), statistics.fmean(self._steps)
         self._steps.clear()
         if self._trying:
-            return self._decide(window, now)
+            return self._decide(mean, now)
         if self.threads == self.most:
             slower = statistics.median(self._shares) < SHARE * self.most if first else window > 2 * self._best
+            self._stuck = self._stuck + 1 if mean > 2 * self._best else 0
+            if self._stuck == _STUCK:  # a step in twenty that takes a hundred times as long, which no median sees
+                slower, window = True, mean
             self._best = min(self._best, window)
             due = now >= self._not_until or window > 2 * self._refused  # it has become another machine since
             if self.most > 1 and slower and due:
@@ -109,7 +113,7 @@ class Crowd:
         return len(steps) >= _FEW and (best == math.inf or steps[-1] > 2 * best) and sum(steps) > long
 
     def _try(self, threads: int, window: float) -> None:
-        self._trying, self._before = threads, window
+        self._trying, self._before, self._stuck = threads, window, 0
         torch.set_num_threads(threads)
 
     def _decide(self, window: float, now: float) -> str:
@@ -127,6 +131,7 @@ class Crowd:
 
 _WINDOW = 24  # steps
 _FEW = 6  # of them, to judge by where they take several times as long as a window did
+_STUCK = 3  # windows; one step that takes long may be anything
 _LONG = 0.3  # seconds of the first window, whose steps may be of a slow net
 SHARE = 0.75  # of the cores that a process alone takes with its threads, which wait for each other by spinning
 _PATIENCE = 10.0  # seconds between two trials

@@ -250,12 +250,12 @@ def test_a_validation_in_between_is_not_counted(monkeypatch):
     assert here.set == []
 
 
-def test_a_step_that_takes_long_by_chance_is_not_a_crowd(monkeypatch):
+def test_steps_that_take_long_whatever_the_threads_are_not_a_crowd(monkeypatch):
     here = Machine(monkeypatch)
     for _ in range(20):
-        here.steps(WINDOW // 2)
+        assert here.steps(WINDOW // 2) == []
         here.now += 0.5  # the system did something else
-    assert here.set == []
+    assert here.set == [1, 2] and here.threads == 2
 
 
 def test_long_steps_are_helped_too(monkeypatch):
@@ -299,6 +299,18 @@ def test_steps_that_crawl_are_not_waited_for(monkeypatch):
     began = here.now
     assert here.steps(machine._FEW + WINDOW + 1) == ["1 thread from here: another process is busy"]
     assert here.now - began < (machine._FEW + 1) * 0.1 + WINDOW * 0.0012 + 0.01
+
+
+@pytest.mark.parametrize(("every", "noticed"), [(20, True), (3 * WINDOW, False)])
+def test_a_few_steps_that_take_most_of_the_time_are_noticed_where_they_go_on(monkeypatch, every, noticed):
+    here = Machine(monkeypatch)
+    here.steps(200)
+    here.times[1, False] = 0.0006
+    said = []
+    for k in range(1, 10 * WINDOW):
+        said += here.steps(1)
+        here.now += 0.08 if k % every == 0 and here.threads == 2 else 0.0
+    assert said == ["1 thread from here: another process is busy"] * noticed
 
 
 def test_first_steps_that_crawl_are_not_waited_for_either(monkeypatch):
