@@ -43,7 +43,7 @@ from lamina.batches import Batch, balanced, keeping_generators
 from lamina.errors import LaminaError, ResourceError, UsageError, near, out_of_memory
 from lamina.finder import find_learning_rate
 from lamina.recipe import Origin, Recipe
-from lamina.state import TrainState
+from lamina.state import TrainState, keeping_buffers
 from lamina.watchers.health import Health
 from lamina.watchers.screen import Screen
 
@@ -297,7 +297,7 @@ def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.d
     if type(loaded.domain).loss is not data.Domain.loss and not loaded.domain.tried:
         return  # the domain computes its loss itself
     lazy = any(isinstance(p, nn.parameter.UninitializedParameter) for p in net.parameters())
-    with evaluating(net), keeping_generators(not lazy), torch.enable_grad():
+    with evaluating(net), keeping_buffers(net), keeping_generators(not lazy), torch.enable_grad():
         batch = first_to_learn(net, loaded, device, recipe)
         shapes = " and ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in batch.inputs)
         try:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lamina import documents, files
 from lamina.batches import generators, set_generators
@@ -294,3 +296,19 @@ def prune(folder: str | Path, keep: int = 2, sound: Path | None = None) -> None:
             good += 1
         except RunError:
             continue
+
+
+@contextmanager
+def keeping_buffers(net: nn.Module) -> Iterator[None]:
+    """Buffers that forward() writes to or replaces are afterwards as they were; not those of TorchScript."""
+    tables = [found for module in net.modules() if isinstance(found := vars(module).get("_buffers"), dict)]
+    made = [(t, name, b) for t in tables for name, b in t.items() if b is not None and not is_lazy(b)]
+    values = [buffer.detach().clone() for _, _, buffer in made]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (table, name, buffer), value in zip(made, values, strict=True):
+                buffer.copy_(value)
+                if table.get(name) is not buffer:
+                    table[name] = buffer

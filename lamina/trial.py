@@ -109,9 +109,8 @@ def choose(
         if threads is None and here > 1 and found.seconds < _LIGHT:
             _try_one_thread(found, way, here)
         elif threads is None and found.seconds < _CROWDED and way.cores < machine.SHARE * here:
-            torch.set_num_threads(
-                1
-            )  # other processes are busy, and threads wait for each other: how long is it really?
+            # Other processes are busy, and threads wait for each other: how long does it really take?
+            torch.set_num_threads(1)
             found.seconds = min(found.seconds, way.seconds())
             torch.set_num_threads(here)
         heavy = not strict and found.seconds >= _HEAVY

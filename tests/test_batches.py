@@ -545,6 +545,16 @@ def test_whole_batches_of_a_loader_are_cut_into_the_same_memory_where_that_is_as
     assert [lasting for lasting, _, _ in found] == [at_once and full for full in whole]
 
 
+def test_a_dataset_that_is_given_other_tensors_is_cut_into_other_memory():
+    rows = TensorDataset(X, Y)
+    walk = b.LoaderBatches(DataLoader(rows, batch_size=5))
+    walk.reuse = True
+    for x in (X, X.double(), X[:, None].expand(-1, 3, -1).contiguous()):
+        rows.tensors = (x, Y)
+        found = [batch.inputs[0].clone() for batch in walk.epoch(0)]
+        assert torch.equal(torch.cat(found), x) and found[0].dtype == x.dtype
+
+
 def test_what_is_read_ahead_of_a_resumed_epoch_is_not_cut_into_one_memory():
     def made():
         torch.manual_seed(7)

@@ -161,6 +161,28 @@ def test_a_run_that_held_nothing_out_says_so_where_its_score_is_asked_for(runs):
     assert run.evaluate((X, Y))
 
 
+class Calls(Net):
+    def __init__(self, new: bool = False):
+        super().__init__()
+        self.new = new
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        if self.new:
+            self.calls = self.calls + 1
+        else:
+            self.calls += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_what_a_net_counts_in_a_buffer_begins_with_the_first_step(new, runs):
+    counted = []
+    net = Calls(new)
+    train(net=net, epochs=3, runs=runs, watchers=[lambda progress: counted.append((progress.step, float(net.calls)))])
+    assert counted[0] == (1, 1.0) and counted[-1] == (9, 9.0)  # nor is it called by whoever looks at its health
+
+
 class Slope(Net):
     """Its answers are how much they would change: it differentiates within forward()."""
 

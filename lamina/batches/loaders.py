@@ -138,8 +138,10 @@ def _walk(loader: Any, memory: list[Tensor] | None) -> Iterator[Any]:
     if found is None:
         return walk
     columns, held = found
-    if memory is not None and loader.batch_size and not memory:
-        memory += [column.new_empty((loader.batch_size, *column.shape[1:])) for column in columns]
+    if memory is not None and loader.batch_size:
+        forms = [((loader.batch_size, *column.shape[1:]), column.dtype) for column in columns]
+        if [(tuple(part.shape), part.dtype) for part in memory] != forms:  # the dataset may have been given others
+            memory[:] = [torch.empty(shape, dtype=dtype) for shape, dtype in forms]
     return _cut(walk._next_index, columns, held, loader.dataset, memory)  # type: ignore[attr-defined]
 
 

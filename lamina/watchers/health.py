@@ -8,7 +8,7 @@ functions (a torch function mode), so `nn.ReLU`, `F.relu(x)` and `x.relu()` are 
 its order in the forward pass and by the module that was entered last before it. Not seen: what happens inside one fused
 call (the gates of `nn.LSTM`) and inside TorchScript. A gate that is meant to be shut for good will be reported.
 
-After the probe the net, its modes and the random generators are as before.
+After the probe the net, its buffers, its modes and the random generators are as before.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from lamina import tracing
 from lamina.batches import generators, set_generators
+from lamina.state import keeping_buffers
 from lamina.watchers import Log
 
 _ZERO_FLOOR = {"relu", "relu_", "relu6", "threshold", "hardswish", "gelu", "silu", "mish"}  # all end at 0 on the left
@@ -98,7 +99,7 @@ class Health:
         self.findings, self._last = state["findings"], state["last"]
 
     def _probe(self, batch: Any) -> list[dict[str, Any]]:
-        with _undisturbed(self.net), _Activations(self.net) as seen:
+        with _undisturbed(self.net), keeping_buffers(self.net), _Activations(self.net) as seen:
             seen.outputs = _tensors(self.forward(self.net, batch))
         return seen.layers()
 
