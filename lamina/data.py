@@ -443,7 +443,8 @@ def _count(examples: Examples) -> int | None:
 def _pool(
     source: Source, truth: np.ndarray | None, bad: dict[int, str]
 ) -> tuple[Any, np.ndarray | None, dict[str, np.ndarray], int]:
-    """Given parts put together into one table: inputs, answers, the rows of each part, and how many there are."""
+    """Given parts put together into one table: inputs, answers, the rows of each part, and how many there are. Columns of the
+    parts are views of it afterwards: what was read for them alone need not stay."""
     parts = [(name, getattr(source, name)) for name in PARTS if getattr(source, name) is not None]
     ends = np.cumsum([0, *(_count(part) for _, part in parts)])
     columns = [truth] + [answers(part, bad, int(end)) for (_, part), end in zip(parts[1:], ends[1:], strict=False)]
@@ -457,7 +458,7 @@ def _pool(
     if isinstance(parts[0][1].inputs, tuple):
         tables = zip(*(part.inputs for _, part in parts), strict=True)
         inputs: Any = tuple(mapped.concatenated([np.asarray(table) for table in column]) for column in tables)
-        for k, (_, part) in enumerate(parts):  # what was read for them alone need not stay
+        for k, (_, part) in enumerate(parts):
             part.inputs = tuple(column[ends[k] : ends[k + 1]] for column in inputs)
     else:
         inputs = ConcatDataset([part.inputs for _, part in parts])

@@ -19,6 +19,7 @@ import functools
 import inspect
 import math
 import operator
+import types
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -329,7 +330,7 @@ class Flat:
 
 def _is_of_others(step: Any) -> bool:
     """Whether it is not torch that wraps this around an optimiser's step."""
-    return step.__globals__["__name__"] != torch_optimizer.__name__  # type: ignore[no-any-return]
+    return type(step) is not types.FunctionType or step.__globals__["__name__"] != torch_optimizer.__name__
 
 
 def _same(some: Collection[Any], others: Collection[Any]) -> bool:

@@ -55,9 +55,10 @@ class Crowd:
     """Notices that other processes want the same cores, and does with one thread until they are gone.
 
     Torch's threads wait for each other by spinning, so one other busy process can cost more than its share: twice to forty
-    times. They have come when steps take twice as long as before, or when the threads of the first steps got less of the
-    cores than they would take. Ask it after every step with whether the step was followed by other work. A trial is a few
-    steps with another number of threads; what it decides is returned in words, else nothing.
+    times. They have come when steps take twice as long as before, when a few take most of the time again and again, or when
+    the threads of the first steps got less of the cores than they would take. Ask it after every step with whether the step
+    was followed by other work. A trial is a few steps with another number of threads; what it decides is returned in words,
+    else nothing.
     """
 
     def __init__(

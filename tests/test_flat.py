@@ -127,7 +127,23 @@ def test_one_update_is_one_call_for_what_is_joined(monkeypatch: pytest.MonkeyPat
     assert seen == [1 + sum(p.numel() % 16 != 0 for p in other[0])]
 
 
-def test_what_somebody_wrapped_around_the_step_of_a_class_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+class Counter:
+    """A wrapper that is no function, as some tools put around a method."""
+
+    def __init__(self, inner: Callable[..., Any]):
+        self.__wrapped__ = inner
+
+    def __get__(self, owner: Any, kind: Any = None) -> Any:
+        return self if owner is None else functools.partial(self, owner)
+
+    def __call__(self, *given: Any, **more: Any) -> Any:
+        return self.__wrapped__(*given, **more)
+
+
+@pytest.mark.parametrize("wrapper", [Counter, None])
+def test_what_somebody_wrapped_around_the_step_of_a_class_is_called(
+    monkeypatch: pytest.MonkeyPatch, wrapper: Any
+) -> None:
     one, other = pair(KINDS["rmsprop"], some())
     called: list[bool] = []
     inner = torch.optim.RMSprop.step
@@ -137,7 +153,7 @@ def test_what_somebody_wrapped_around_the_step_of_a_class_is_called(monkeypatch:
         called.append(self is one[1])
         return inner(self, *given, **more)
 
-    monkeypatch.setattr(torch.optim.RMSprop, "step", wrapped)
+    monkeypatch.setattr(torch.optim.RMSprop, "step", wrapped if wrapper is None else wrapper(wrapped))
     laid = flat.Flat(other[1], other[0])
     for number in range(3):
         step(one, other, laid, number)

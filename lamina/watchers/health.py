@@ -99,7 +99,7 @@ class Health:
         self.findings, self._last = state["findings"], state["last"]
 
     def _probe(self, batch: Any) -> list[dict[str, Any]]:
-        with _undisturbed(self.net), keeping_buffers(self.net), _Activations(self.net) as seen:
+        with _undisturbed(self.net), _Activations(self.net) as seen:
             seen.outputs = _tensors(self.forward(self.net, batch))
         return seen.layers()
 
@@ -170,7 +170,7 @@ class _Activations(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _undisturbed(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module has its mode and each generator its state.
+    """Evaluation mode without gradients; afterwards each module has its mode and buffers, each generator its state.
 
     Modes are set as attributes: a net's own train() and eval() may do more than that.
     """
@@ -180,7 +180,7 @@ def _undisturbed(net: nn.Module) -> Iterator[None]:
     try:
         for module, _ in modes:
             module.training = False
-        with torch.no_grad():
+        with torch.no_grad(), keeping_buffers(net):
             yield
     finally:
         for module, mode in modes:
