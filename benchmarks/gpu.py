@@ -1,7 +1,7 @@
 """Three jobs on a GPU, in one call: the tutorial net, the convnet of the PyTorch examples, a ResNet-18 for 32 x 32.
 
     python benchmarks/gpu.py [--rounds 3] [--json speed]                                      on a machine with CUDA
-    python benchmarks/gpu.py --device cpu --job tutorial --steps 15 --batch 8 --rounds 1      to see that it works
+    python benchmarks/gpu.py --device cpu --job tutorial --steps 20 --batch 8 --rounds 1      to see that it works
 
 It needs no data: pictures are random bytes that lie on the device, since only time is measured. `hand` is the ordinary
 loop with fused Adam and TF32; `hand, CUDA graphs` replays the same step captured as a graph. For the ResNet (bfloat16,
@@ -10,7 +10,7 @@ normalisation within the compiled net; `hand, compiled, graphs` has it capture g
 `lamina.train` as it comes (bf16 asked for with the ResNet), without baselines and report; so short a training compiles
 no net by itself, `lamina, compile on` does.
 
-A lap is a fifth of the steps, ended by waiting for the device; the first warms up and is left out. Below each table:
+A lap is a tenth of the steps, ended by waiting for the device; the first warms up and is left out. Below each table:
 examples a second, and the share of the peak that a large matrix product reaches on this device in the same precision.
 """
 
@@ -30,11 +30,11 @@ import convnet
 import tutorial
 from contest import Clock
 
-LAPS = 5
+LAPS = 10
 JOBS = {  # title, batch, steps
     "tutorial": ("The tutorial net 784-128-64-10, batch 64, Adam, on the GPU", 64, 5000),
     "convnet": ("The convnet of the PyTorch examples, batch 64, Adam, on the GPU", 64, 5000),
-    "resnet": ("ResNet-18 for 32 x 32 pictures, bf16, channels last, batch 512, SGD, on the GPU", 512, 500),
+    "resnet": ("ResNet-18 for 32 x 32 pictures, bf16, channels last, batch 512, SGD, on the GPU", 512, 1000),
 }
 
 

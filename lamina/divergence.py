@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lamina import pieces, tape, tracing
 from lamina.batches import Batch
 from lamina.errors import rows
+from lamina.state import not_finite
 
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, Any]]
 
@@ -40,8 +41,7 @@ def explain(
 
     counted: what row numbers of this source are, where they are no rows of a table.
     """
-    weights = [name for name, value in net.named_parameters() if not torch.isfinite(value).all()]
-    if weights:
+    if weights := not_finite(dict(net.named_parameters())):
         words = f"the weights of {', '.join(weights[:3])} are not finite since the step before"
         return Cause(words, weights[0].rpartition(".")[0] or weights[0])
     with autocast or contextlib.nullcontext():

@@ -41,6 +41,7 @@ _NEAR = 1e-3  # of the largest number, on such a device: there, sums are made in
 _COMPILED = 0.02  # the same of a running mean, where torch has compiled the net
 _SHAPES = 4  # recordings at most: data that always come in other shapes are not for recording
 _PAYS = 50  # batches of a further shape to come, for its recording to cost less than it saves
+_RARE = 0.05  # of the steps: a shape that comes less often is not compiled because somebody asked for it
 _CHECK = 2000  # replays after which the first step of an epoch is compared with an eager one
 _QUICKER = 0.97  # of the time of a step, at most, for it to be kept
 _AGAIN = 8  # new recordings at most, because the net was changed from outside
@@ -393,9 +394,9 @@ class Lane:
         """Have torch compile the net for batches like this one, where that was asked for or pays."""
         assert isinstance(found.tape, Graph)
         plain = found.tape.seconds()
-        share = self._sightings[key] / sum(self._sightings.values())
+        share = (self._sightings[key] + 1) / (self._planned - self._left)  # of the steps until now, this one included
         worth = self._left > 0 and compiling.pays(self._left * share * plain, len(found.flow))
-        if self._asked != "on" and not worth:
+        if not worth and (self._asked != "on" or share < _RARE):
             return
         began = time.perf_counter()
         found.tape.close()  # there may be no memory for both

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lamina.errors import Diverged
-from lamina.state import LOOK, TrainState
+from lamina.state import LOOK, TrainState, not_finite
 
 SKIPS = 3  # steps in a row left out, after which the training goes back
 _HIGH = 5  # steps in a row with a loss far above the first
@@ -119,9 +119,8 @@ class Recovery:
         return places
 
     def _bad(self) -> list[str]:
-        """What is not finite: none, as a rule, where a sum tells."""
-        places = self._places()
-        return [n for n, v in places.items() if not math.isfinite(v.sum()) and not bool(torch.isfinite(v).all())]
+        """What is not finite: none, as a rule."""
+        return not_finite(self._places())
 
     def _keep(self) -> None:
         places = self._places()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,11 +220,24 @@ class Copy:
     about: dict[str, Any]
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of those that hold a number that is not finite. Of tensors on a GPU, where all is well, one answer is waited
+    for and not one each."""
+    values = {
+        name: value.detach() for name, value in tensors.items() if value.is_floating_point() or value.is_complex()
+    }
+    there = [value for value in values.values() if not value.is_cpu]
+    if there:
+        norms = torch._foreach_norm([torch.view_as_real(value) if value.is_complex() else value for value in there])
+        if torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms]).isfinite().all():
+            values = {name: value for name, value in values.items() if value.is_cpu}
+    return [name for name, value in values.items() if not (value.sum().isfinite() or value.isfinite().all())]
+
+
 def copy(state: TrainState, about: dict[str, Any]) -> Copy:
     """All that `save` writes. Weights that are not finite are never saved: Diverged."""
     weights = weights_of(state.net)
-    bad = [name for name, value in weights.items() if not torch.isfinite(value).all()]
-    if bad:
+    if bad := not_finite(weights):
         raise Diverged(
             f"After step {state.step} the weights are not finite: {', '.join(bad[:4])}. They were not saved.",
             fix="lower the learning rate or clip gradients (--clip-norm 1); the last good checkpoint is kept",

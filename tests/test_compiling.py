@@ -201,6 +201,17 @@ def test_each_shape_is_compiled():
     assert sum(graph.open for graph in Graph.made) == 2 and len(Graph.made) == 4
 
 
+@compiler
+def test_the_short_batch_that_ends_a_long_epoch_is_captured_and_not_compiled(monkeypatch):
+    monkeypatch.setattr(compiling, "pays", lambda seconds, operations: False)
+    batches = parts(count=30)
+    batches[-1] = tuple(part[:5] for part in batches[-1])
+    some, lane = learned("on", batches=batches, steps=90)
+    others, _ = learned("off", batches=batches)
+    assert_near(some, others)
+    assert lane.compiled.startswith("the net was compiled in") and [g.open for g in Graph.made] == [False, True, True]
+
+
 def test_what_does_not_pay_is_left_as_it_is(monkeypatch):
     asked = []
 

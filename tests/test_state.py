@@ -267,6 +267,34 @@ def test_a_checkpoint_holds_no_pickle(tmp_path):
     json.loads((tmp_path / "step-0000002" / "state.json").read_text(), parse_constant=lambda name: pytest.fail(name))
 
 
+GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("wrong", [None, "plain", "half", "complex", "none", "huge"])
+def test_what_is_not_finite_is_named(device, wrong):
+    """Numbers whose sum, or whose sum of squares, is infinite are finite all the same."""
+    tensors = {
+        "plain": torch.randn(300),
+        "half": torch.randn(5, 7).bfloat16(),
+        "complex": torch.randn(4, dtype=torch.complex64),
+        "none": torch.zeros(()),
+        "empty": torch.zeros(0, 3),
+        "huge": torch.full((3,), 3e38),
+        "count": torch.tensor(3),
+    }
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    if wrong is not None:
+        tensors[wrong].view(-1)[-1] = float("nan")
+        assert state.not_finite(tensors) == [wrong]
+        tensors[wrong].view(-1)[-1] = float("-inf")
+        assert state.not_finite(tensors) == [wrong]
+    else:
+        assert state.not_finite(tensors) == []
+        assert state.not_finite({name: tensors[name] for name in ("plain", "half", "count")}) == []
+        assert state.not_finite({}) == []
+
+
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["parameter", "buffer"])
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, wrong, where):

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from lamina import tracing
 from lamina.batches import generators, set_generators
-from lamina.state import keeping_buffers
+from lamina.state import keeping_buffers, not_finite
 from lamina.watchers import Log
 
 _ZERO_FLOOR = {"relu", "relu_", "relu6", "threshold", "hardswish", "gelu", "silu", "mish"}  # all end at 0 on the left
@@ -209,18 +209,18 @@ def _gradients(net: nn.Module) -> list[tuple[str, float]]:
     ]
     if not weights:
         return []
-    norms = torch.stack([torch.stack([grad.float().norm(), p.float().norm()]) for _, p, grad in weights]).tolist()
-    return [(name, grad / size) for (name, _, _), (grad, size) in zip(weights, norms, strict=True) if size > 0]
+    of_gradients, of_weights = (
+        torch.stack(torch._foreach_norm([tensor.float() for tensor in tensors])).tolist()
+        for tensors in ([grad for _, _, grad in weights], [p for _, p, _ in weights])
+    )
+    sizes = zip(weights, of_gradients, of_weights, strict=True)
+    return [(name, grad / size) for (name, _, _), grad, size in sizes if size > 0]
 
 
 def _not_finite(net: nn.Module) -> list[dict[str, Any]]:
     """Weights and buffers. A gradient that is not finite shows in the weights, unless a GradScaler has skipped the
     step, which is then as it should be."""
-    tensors = [(n, t.detach()) for n, t in [*net.named_parameters(), *net.named_buffers()] if t.is_floating_point()]
-    if not tensors:
-        return []
-    finite = torch.stack([torch.isfinite(t).all() for _, t in tensors]).tolist()
-    wrong = [name for (name, _), fine in zip(tensors, finite, strict=True) if not fine][:_NAMED]
+    wrong = not_finite(dict([*net.named_parameters(), *net.named_buffers()]))[:_NAMED]
     common = {
         "severity": "error",
         "kind": "not finite",
