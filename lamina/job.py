@@ -238,12 +238,18 @@ def _views(loaded: data.Data, recipe: Recipe) -> dict[str, Any]:
 
 
 def health(job: Job, net: nn.Module) -> Health:
-    """Who looks after a net: at the first training examples, in their own order, now and then. A look is at some 512 of them,
-    the time of a few steps, so that with small batches it is rarer."""
+    """Who looks after a net: at the first training examples, in their own order, now and then, in the precision of training.
+    A look is at some 512 of them, the time of a few steps, so that with small batches it is rarer."""
     columns = isinstance(job.data.parts["train"][0].inputs, tuple)  # a loader's own generators are left alone
     sample = functools.cache(lambda: first_batch(batches(job, "train", shuffle=False)))
-    every = max(100, 12_800 // (job.recipe.batch_size or 128))
-    return Health(net, job.data.domain.outputs, every, sample if columns else None)
+    every = max(200, 12_800 // (job.recipe.batch_size or 128))
+    autocast = devices.autocast(job.device, job.recipe.precision or "fp32")
+
+    def forward(net: nn.Module, batch: Batch) -> Any:
+        with autocast:
+            return job.data.domain.outputs(net, batch)
+
+    return Health(net, forward, every, sample if columns else None)
 
 
 def try_batch(job: Job, walk: Any) -> None:
