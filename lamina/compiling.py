@@ -11,8 +11,9 @@ held against that of the eager step and against float32's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,8 @@ class Compiled:
 
     def __init__(self, net: nn.Module):
         self._net = net
-        self._forward = torch.compile(net.forward, dynamic=False, options={"fallback_random": True})
+        own = _with_its_own_code(net.forward)
+        self._forward = torch.compile(own, dynamic=False, options={"fallback_random": True})
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -48,6 +50,17 @@ class Compiled:
                 del own["forward"]
             else:
                 own["forward"] = before
+
+
+def _with_its_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function. Torch keeps what it compiled by the code, at most eight times, and then runs eagerly in silence;
+    nets of one class, and all of torch's own, share theirs."""
+
+    def own(*inputs: Any, **named: Any) -> Any:
+        return function(*inputs, **named)
+
+    own.__code__ = own.__code__.replace()  # equal, and another object
+    return own
 
 
 def pays(seconds: float, operations: int) -> bool:

@@ -201,6 +201,24 @@ def test_each_shape_is_compiled():
     assert sum(graph.open for graph in Graph.made) == 2 and len(Graph.made) == 4
 
 
+def test_every_net_of_one_class_is_compiled(monkeypatch):
+    """Torch compiles the same code eight times, and then no more."""
+    seen, own = [], torch.compile
+
+    def backend(graph, inputs):
+        seen.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: own(function, dynamic=False, backend=backend))
+    for width in range(1, 11):
+        net = nn.Sequential(nn.Linear(4, width), nn.ReLU())
+        x = torch.randn(3, 4)
+        wanted = net(x)
+        with compiling.Compiled(net).in_place():
+            assert torch.equal(net(x), wanted)
+    assert len(seen) == 10
+
+
 @compiler
 def test_the_short_batch_that_ends_a_long_epoch_is_captured_and_not_compiled(monkeypatch):
     monkeypatch.setattr(compiling, "pays", lambda seconds, operations: False)
