@@ -262,6 +262,21 @@ def test_vanishing_and_exploding_gradients_are_told_apart():
     assert [f["kind"] for f in exploding.findings] == ["exploding"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_of_complex_weights_the_imaginary_part_counts_too():
+    torch.manual_seed(0)
+    real = nn.Linear(6, 4)
+    turned = nn.Linear(6, 4, dtype=torch.complex64)
+    with torch.no_grad():
+        turned.weight.copy_(torch.randn(4, 6) + 100j * torch.randn(4, 6))
+    turned.weight.grad, real.weight.grad = torch.randn(4, 6) * 1j, torch.randn(4, 6)
+    request = Health(nn.Sequential(turned, real))(
+        SimpleNamespace(epoch=0, epoch_end=True, step=1, batch_data=None, scores={})
+    )
+    first, last = (float(t.weight.grad.abs().norm() / t.weight.detach().abs().norm()) for t in (turned, real))
+    assert request.values["health/gradient_ratio"] == pytest.approx(first / last)
+
+
 def test_weights_that_are_not_finite_are_an_error_by_name():
     net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     progress = _after_a_step(net, _inputs(8, 6))

@@ -210,7 +210,7 @@ def _gradients(net: nn.Module) -> list[tuple[str, float]]:
     if not weights:
         return []
     of_gradients, of_weights = (
-        torch.stack(torch._foreach_norm([tensor.float() for tensor in tensors])).tolist()
+        torch.stack(torch._foreach_norm([t if t.is_complex() else t.float() for t in tensors])).tolist()
         for tensors in ([grad for _, _, grad in weights], [p for _, p, _ in weights])
     )
     sizes = zip(weights, of_gradients, of_weights, strict=True)
