@@ -209,12 +209,11 @@ def _gradients(net: nn.Module) -> list[tuple[str, float]]:
     ]
     if not weights:
         return []
-    of_gradients, of_weights = (
-        torch.stack(torch._foreach_norm([t if t.is_complex() else t.float() for t in tensors])).tolist()
-        for tensors in ([grad for _, _, grad in weights], [p for _, p, _ in weights])
-    )
-    sizes = zip(weights, of_gradients, of_weights, strict=True)
-    return [(name, grad / size) for (name, _, _), grad, size in sizes if size > 0]
+    names, *tensors = zip(*weights, strict=True)
+    exact = [t if t.is_complex() else t.float() for column in tensors for t in column]
+    norms = torch.stack(torch._foreach_norm(exact)).tolist()  # waited for once
+    sizes, gradients = norms[: len(names)], norms[len(names) :]
+    return [(name, grad / size) for name, size, grad in zip(names, sizes, gradients, strict=True) if size > 0]
 
 
 def _not_finite(net: nn.Module) -> list[dict[str, Any]]:
