@@ -72,9 +72,9 @@ def finite(loss: Tensor, gradients: Iterable[Tensor]) -> bool:
 
 def found(loss: Tensor, gradients: Iterable[Tensor]) -> Tensor:
     """1 where a number is not finite, else 0: on the device, without waiting for it. As torch's GradScaler does."""
-    seen = (~torch.isfinite(loss.detach())).float()
+    seen = torch.zeros((), device=loss.device)
     kinds: dict[torch.dtype, list[Tensor]] = {}
-    for gradient in gradients:
+    for gradient in (loss.detach(), *gradients):
         kinds.setdefault(gradient.dtype, []).append(gradient._values() if gradient.is_sparse else gradient)
     for alike in kinds.values():
         torch._amp_foreach_non_finite_check_and_unscale_(alike, seen, torch.ones_like(seen))

@@ -366,9 +366,9 @@ class _Before:
             torch.cuda.set_rng_state(self._on_device, self._device)
 
     def put_back(self, where: Tensor | None = None) -> None:
-        """The buffers as they were; with `where`, a number on the device, only if that is not 0."""
+        """The buffers as they were; with `where`, a truth value on the device, only if that holds."""
         for group, values in self._groups:
-            chosen = values if where is None else torch.where(where > 0, values, _joined(group))
+            chosen = values if where is None else torch.where(where, values, _joined(group))
             parts = chosen.split([buffer.numel() for buffer in group])
             torch._foreach_copy_(group, [part.view(b.shape) for part, b in zip(parts, group, strict=True)])
 

@@ -43,9 +43,21 @@ def learned(device, **settings):
 
 def test_the_order_is_that_of_the_cpu():
     x, y = examples()
-    on_cpu = [batch.indices for batch in Batches(x, y, batch_size=32).epoch(2)]
-    on_gpu = [batch.indices.cpu() for batch in Batches(x, y, batch_size=32, device="cuda").epoch(2)]
-    assert all(torch.equal(a, b) for a, b in zip(on_cpu, on_gpu, strict=True))
+    here, there = (Batches(x, y, batch_size=32, device=device) for device in ("cpu", "cuda"))
+    for epoch in (2, 3, 3, 7, 8):  # one that follows another was ordered while that went on
+        on_cpu = [batch.indices for batch in here.epoch(epoch)]
+        on_gpu = [batch.indices.cpu() for batch in there.epoch(epoch)]
+        assert all(torch.equal(a, b) for a, b in zip(on_cpu, on_gpu, strict=True))
+
+
+def test_an_order_that_is_changed_between_two_epochs_is_the_one_of_the_next():
+    x, y = examples()
+    here, there = (Batches(x, y, batch_size=32, indices=range(100), device=device) for device in ("cpu", "cuda"))
+    for epoch, change in enumerate([{}, {"seed": 5}, {"indices": torch.arange(100, 200)}, {"shuffle": False}, {}]):
+        for batches in (here, there):
+            vars(batches).update(change)
+        on_cpu, on_gpu = ([b.indices.cpu() for b in batches.epoch(epoch)] for batches in (here, there))
+        assert all(torch.equal(a, b) for a, b in zip(on_cpu, on_gpu, strict=True))
 
 
 def test_keyed_bits_are_those_of_the_cpu():
