@@ -22,6 +22,7 @@ from lamina.batches import keeping_generators, unpack
 from lamina.batches.aside import SHARE, SetAside, reason
 from lamina.domains.base import Domain, Encoded
 from lamina.errors import DataError, UsageError, near, out_of_memory
+from lamina.joined import Joined
 from lamina.recipe import Recipe, share
 from lamina.sources import Examples, Source
 from lamina.targets.base import Target, bare
@@ -111,7 +112,8 @@ class Data:
             if part == "train" or rows is None:  # parts of one table share its columns
                 for column in (*columns, *(() if encoded.truth is None else (encoded.truth,))):
                     digest.update(str((tuple(column.shape), column.dtype)).encode())
-                    digest.update(np.ascontiguousarray(column.numpy()).data)
+                    for piece in column.parts if isinstance(column, Joined) else [column]:
+                        digest.update(np.ascontiguousarray(piece.numpy()).data)
             digest.update(b"" if rows is None else np.ascontiguousarray(rows).data)
             digest.update(f"{part} {self.size(part)}".encode())
         return digest.hexdigest()
@@ -283,7 +285,7 @@ def _load(
     if examples.kind in ("loader", "stream"):
         return _separate(source, kind, answer, why, truth, loss, own_net, fitted is None), recipe
 
-    inputs, truth, given, table, named = _together(source, answer, truth, bad)
+    inputs, truth, given, table, named = _together(source, answer, truth, bad, truth is not None and kind.joins())
     n = sum(len(rows) for rows in given.values())
     aside = SetAside(n, SHARE if recipe.set_aside is None else recipe.set_aside)
     aside.tell = lambda index, reason: None  # until there is somebody to be told
@@ -365,11 +367,11 @@ def _choose(
 
 
 def _together(
-    source: Source, answer: Target, truth: np.ndarray | None, bad: dict[int, str]
+    source: Source, answer: Target, truth: np.ndarray | None, bad: dict[int, str], join: bool = False
 ) -> tuple[Any, np.ndarray | None, dict[str, np.ndarray], Source, list[str] | None]:
     """The parts as one table: inputs, answers, the rows of each part, the same as a source that is checked, and the names of
-    classes or tags where the source has them."""
-    inputs, truth, given, _ = _pool(source, truth, bad)
+    classes or tags where the source has them. join: arrays of the caller's are not copied together."""
+    inputs, truth, given, _ = _pool(source, truth, bad, join)
     named = source.train.labels
     if truth is not None:
         if truth.ndim == 2 and truth.shape[1] == len(source.target):
@@ -441,7 +443,7 @@ def _count(examples: Examples) -> int | None:
 
 
 def _pool(
-    source: Source, truth: np.ndarray | None, bad: dict[int, str]
+    source: Source, truth: np.ndarray | None, bad: dict[int, str], join: bool
 ) -> tuple[Any, np.ndarray | None, dict[str, np.ndarray], int]:
     """Given parts put together into one table: inputs, answers, the rows of each part, and how many there are. Columns of the
     parts are views of it afterwards: what was read for them alone need not stay."""
@@ -456,7 +458,10 @@ def _pool(
         return parts[0][1].inputs, truth, given, int(ends[-1])
     together = None if truth is None else np.concatenate([column for column in columns if column is not None])
     if isinstance(parts[0][1].inputs, tuple):
-        tables = zip(*(part.inputs for _, part in parts), strict=True)
+        tables = list(zip(*(part.inputs for _, part in parts), strict=True))
+        joined = tuple(mapped.joined(column) for column in tables) if join else (None,)
+        if None not in joined:
+            return joined, together, given, int(ends[-1])
         inputs: Any = tuple(mapped.concatenated([np.asarray(table) for table in column]) for column in tables)
         for k, (_, part) in enumerate(parts):
             part.inputs = tuple(column[ends[k] : ends[k + 1]] for column in inputs)

@@ -25,6 +25,7 @@ from lamina import run as runs
 from lamina.batches.items import Reader
 from lamina.data import PARTS, Data, load
 from lamina.errors import DataError, LaminaError, RunError, UsageError, rows
+from lamina.joined import Joined
 from lamina.recipe import Recipe, share
 from lamina.sources import Source, places
 from lamina.splits import Split
@@ -107,8 +108,11 @@ def of_rows(loaded: Data) -> np.ndarray:
     return hashed(*encoded.inputs, *(() if encoded.truth is None else (encoded.truth,)))
 
 
-def hashed(*columns: Tensor) -> np.ndarray:
+def hashed(*columns: Tensor | Joined) -> np.ndarray:
     """A hash of each row, of its very bits: -0.0 is another than 0.0."""
+    joined = [column for column in columns if isinstance(column, Joined)]
+    if joined:
+        return np.concatenate([hashed(*(column[rows] for column in columns)) for rows in joined[0].spans()])
     return checks.row_hashes([column.numpy().view(f"u{column.itemsize}") for column in columns])
 
 

@@ -29,10 +29,12 @@ import torch
 from torch import Tensor
 
 from lamina.errors import ResourceError
+from lamina.joined import Joined
 
 PIECE = 4 << 20  # bytes worked on together
 PAGES = 32 << 20  # bytes that may have been read before they are given back
 AHEAD = 16  # batches
+JOINED = 16 << 20  # bytes of arrays that are worth more trouble than a copy
 _EVERY = 0.005  # seconds
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 _touched = 0
@@ -107,7 +109,7 @@ def is_mapped(column: Any) -> bool:
 
 
 def _of(column: Any) -> _Map | None:
-    if not _maps:
+    if not _maps or isinstance(column, Joined):
         return None
     place = column.data_ptr() if isinstance(column, Tensor) else column.__array_interface__["data"][0]
     with _lock:
@@ -117,9 +119,11 @@ def _of(column: Any) -> _Map | None:
     return None
 
 
-def take(column: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
+def take(column: Tensor | Joined, rows: Tensor, out: Tensor | None = None) -> Tensor:
     """`column.index_select(0, rows)`. Rows of a map are read from its file, in the order in which they lie there: to touch
     them in the map would draw in all that is around them. Those that come from the disk are asked for together."""
+    if isinstance(column, Joined):
+        return column.take(rows)
     known = _of(column)
     if known is None or not column.is_contiguous() or not len(rows):
         return column.index_select(0, rows) if out is None else torch.index_select(column, 0, rows, out=out)
@@ -142,8 +146,10 @@ def take(column: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     return made
 
 
-def seen(column: Tensor, rows: Tensor) -> Tensor:
+def seen(column: Tensor | Joined, rows: Tensor) -> Tensor:
     """The same for who writes to none of them: rows in memory that follow one another are no copy."""
+    if isinstance(column, Joined) and (one := column.narrowed(rows)) is not None:
+        column, rows = one[0], rows - one[1]
     if not len(rows) or is_mapped(column) or not bool((rows.diff() == 1).all()):
         return take(column, rows)
     return column[int(rows[0]) : int(rows[-1]) + 1]
@@ -219,6 +225,18 @@ def changed(column: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     for piece in pieces(column):
         made[piece] = change(column[piece])
     return made
+
+
+def joined(arrays: Sequence[Any]) -> Joined | None:
+    """Arrays of the caller's as one column without a copy; None where that is not worth it, or one of them lies on the disk or
+    is to."""
+    plain = all(
+        isinstance(array, np.ndarray) and array.dtype == np.float32 and array.flags.c_contiguous for array in arrays
+    )
+    size = sum(array.nbytes for array in arrays) if plain else 0
+    if not plain or size < JOINED or size > (_most.get() or size) or any(map(adopt, arrays)):
+        return None
+    return Joined(arrays)
 
 
 def concatenated(arrays: Sequence[np.ndarray]) -> np.ndarray:

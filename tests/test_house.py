@@ -27,8 +27,8 @@ def test_there_are_sources():
 
 # A room imports its own line and the lines above it.
 ORDER = [
-    "errors names recipe documents files archives imports findings keyed distinct mapped signals processes writer quarantine "
-    "foreign",
+    "errors names recipe documents files archives imports findings keyed distinct joined mapped signals processes writer "
+    "quarantine foreign",
     "sources splits checks batches inference mixing augment nets weights losses optimizers schedules penalties devices "
     "activations initialisers machine masks products quicker pieces pseudo features familiar views pictures grams",
     "targets pretrained",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lamina import mapped
 from lamina.batches.batch import Batch, Epochs, Order, tensor
 from lamina.errors import DataError, UsageError
+from lamina.joined import Joined
 from lamina.keyed import Key, number, permutation
 
 _TOGETHER = 1 << 16  # row numbers
@@ -45,6 +46,9 @@ class Batches(Epochs):
     ):
         self.device = torch.device(device)
         columns = inputs if isinstance(inputs, tuple) else (inputs,)
+        self._first = 0  # the number of the first row that is held here
+        if any(isinstance(column, Joined) for column in columns):
+            columns, truth, self._first = _narrowed(columns, truth, indices)
         self.columns = tuple(tensor(column).to(self.device) for column in columns)
         self.truth = None if truth is None else tensor(truth).to(self.device)
         rows = len(self.columns[0])
@@ -54,7 +58,7 @@ class Batches(Epochs):
                     f"The columns have different lengths: {rows} and {len(column)}.",
                     expected="as many answers as inputs",
                 )
-        self.indices = None if indices is None else _checked(indices, rows)
+        self.indices = None if indices is None else _checked(indices, self._first, rows)
         self.rows = rows if self.indices is None else len(self.indices)
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}.", expected="1 or more")
@@ -115,7 +119,8 @@ class Batches(Epochs):
         return self.positions(epoch).to(self.device)
 
     def _cut(self, indices: Tensor, epoch: int) -> Batch:
-        cut = self._cut_again(indices) if self.reuse else self._cut_anew(indices)
+        rows = indices - self._first if self._first else indices
+        cut = self._cut_again(rows) if self.reuse else self._cut_anew(rows)
         inputs, truth = (tuple(cut), None) if self.truth is None else (tuple(cut[:-1]), cut[-1])
         if self.augment is not None:
             inputs = self.augment(inputs, Key(self.seed, epoch, indices))
@@ -139,7 +144,16 @@ class Batches(Epochs):
         return [mapped.take(column, indices, out=part) for column, part in memory]
 
 
-def _checked(indices: Any, rows: int) -> Tensor:
+def _narrowed(columns: tuple[Any, ...], truth: Any, indices: Any) -> tuple[tuple[Any, ...], Any, int]:
+    """Of columns that came in several arrays the one that has all these rows, and the number of its first row."""
+    held = columns[0].narrowed(np.asarray(indices)) if indices is not None and isinstance(columns[0], Joined) else None
+    if held is None:
+        return tuple(torch.cat(column.parts) if isinstance(column, Joined) else column for column in columns), truth, 0
+    rows = slice(held[1], held[1] + len(held[0]))
+    return tuple(column[rows] for column in columns), None if truth is None else truth[rows], held[1]
+
+
+def _checked(indices: Any, first: int, rows: int) -> Tensor:
     """Row numbers as int64 on the CPU. A mask of booleans would otherwise be read as rows 0 and 1."""
     column = np.asarray(indices)
     if column.dtype.kind not in "iu" and column.size:
@@ -148,8 +162,10 @@ def _checked(indices: Any, rows: int) -> Tensor:
             expected="row numbers",
             fix="numpy.flatnonzero(mask)" if column.dtype.kind == "b" else "",
         )
-    if column.size and not 0 <= column.min() <= column.max() < rows:
-        raise UsageError(f"indices goes from {column.min()} to {column.max()}.", expected=f"rows 0 to {rows - 1}")
+    if column.size and not first <= column.min() <= column.max() < first + rows:
+        raise UsageError(
+            f"indices goes from {column.min()} to {column.max()}.", expected=f"rows {first} to {first + rows - 1}"
+        )
     return mapped.as_tensor(column.astype(np.int64, copy=False))
 
 

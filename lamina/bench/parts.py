@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lamina import augment, devices, engine
+from lamina import augment, devices, engine, mapped
 from lamina import job as jobs
 from lamina import recipe as recipes
 from lamina import state as states
@@ -173,7 +173,7 @@ def _changing(job: Job, seconds: float) -> float:
     if isinstance(encoded.inputs, tuple):
         some = torch.arange(min(recipe.batch_size or 64, len(encoded.inputs[0])))
         some = some if rows is None else torch.as_tensor(rows)[: len(some)]
-        cut = tuple(torch.as_tensor(column)[some].to(job.device) for column in encoded.inputs)
+        cut = tuple(mapped.take(column, some).to(job.device) for column in encoded.inputs)
         prepare = job.data.domain.prepare().to(job.device)
         if not isinstance(prepare, nn.Identity):
             with torch.no_grad():

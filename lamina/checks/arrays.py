@@ -78,8 +78,8 @@ def _columns(table: Pool, which: str, column: np.ndarray) -> Iterator[Finding]:
         return  # bounded
     spread = np.where(std > 0, std, np.inf)
     far = np.flatnonzero(np.maximum(high - mean, mean - low) / spread > FAR)
-    flat = column.reshape(len(column), -1)
-    far = np.array([place for place in far if stands_out(flat[:, place])], dtype=np.int64)
+    within: list[Any] = [(slice(None), *np.unravel_index(place, column.shape[1:])) for place in far]
+    far = np.array([place for place, k in zip(far, within, strict=True) if stands_out(column[k])], dtype=np.int64)
     if len(far):
         place = int(far[0])
         value = high[place] if high[place] - mean[place] > mean[place] - low[place] else low[place]

@@ -17,6 +17,7 @@ import torch
 from lamina import mapped
 from lamina.errors import printable
 from lamina.findings import Finding
+from lamina.joined import Joined
 from lamina.sources import Examples, Source
 from lamina.splits import PARTS, Split, spread
 
@@ -95,7 +96,9 @@ def pool(source: Source, split: Split | None = None) -> Pool:
 
 
 def _one(columns: Any) -> np.ndarray:
-    return np.asarray(columns[0]) if len(columns) == 1 else np.concatenate([np.asarray(column) for column in columns])
+    if len(columns) == 1:
+        return columns[0] if isinstance(columns[0], Joined) else np.asarray(columns[0])  # type: ignore[return-value]
+    return np.concatenate([np.asarray(column) for column in columns])
 
 
 def every(column: np.ndarray, step: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from lamina import mapped
 from lamina.batches import tensor
 from lamina.domains.base import Domain
 from lamina.errors import DataError, UsageError, near, rows
+from lamina.joined import Joined
 from lamina.nets import base
 from lamina.sources import Examples
 from lamina.sources.arrays import rows_not_finite
@@ -125,6 +126,9 @@ class Arrays(Domain):
             return 0.5, "a Dataset or loader of yours, taken as it is"
         return 0.5, f"numbers of shape {tuple(np.shape(examples.inputs[0])[1:])}"
 
+    def joins(self) -> bool:
+        return type(self) is Arrays  # one derived from it may think otherwise
+
     def fit(self, inputs: Any, rows: np.ndarray) -> None:
         if not isinstance(inputs, tuple):
             self.scale = "none"
@@ -132,7 +136,7 @@ class Arrays(Domain):
         self.shapes = [list(np.shape(column)[1:]) for column in inputs]
         self.kinds = [_kind(column) for column in inputs]
         if self.scale == "standard":
-            column = np.asarray(inputs[0])
+            column: Any = inputs[0] if isinstance(inputs[0], Joined) else np.asarray(inputs[0])
             axes = (0,) if column.ndim == 2 else tuple(range(column.ndim))
             mean, std = moments(column, rows, axes)
             self.mean, self.std = mean.tolist(), spread(mean, std).tolist()
@@ -143,7 +147,12 @@ class Arrays(Domain):
         columns = inputs if isinstance(inputs, tuple) else (inputs,)
         if self.shapes and len(columns) != len(self.shapes):
             raise DataError(f"There are {len(columns)} inputs.", expected=f"{len(self.shapes)}, as in training")
-        return tuple(self._column(column, k) for k, column in enumerate(columns))
+        return tuple(
+            Joined([self._column(part, k) for part in column.parts])
+            if isinstance(column, Joined)
+            else self._column(column, k)
+            for k, column in enumerate(columns)
+        )
 
     def _column(self, column: Any, k: int) -> Tensor:
         table = as_numbers(column)

@@ -65,6 +65,10 @@ class Domain:
         the same way. own_net: the net is the user's, and wants plain numbers."""
         return source
 
+    def joins(self) -> bool:
+        """Whether columns may come as `Joined` to `fit`, `encode` and the rest."""
+        return False
+
     def opinions(self, examples: Examples, target: Target, asked: Recipe) -> dict[str, tuple[Any, str]]:
         """Settings of the recipe that fit these examples (taken, not yet split) and the domain's own net, each with its
         reason; what was asked for goes before. Not called for a user's own net."""

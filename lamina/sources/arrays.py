@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from lamina import mapped
 from lamina.errors import DataError, UsageError, near, rows
+from lamina.joined import Joined
 from lamina.sources import Examples, Source, describe
 
 _SEQUENCES = (  # what to do with those of many lengths
@@ -107,10 +108,13 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def rows_not_finite(column: np.ndarray) -> np.ndarray:
+def rows_not_finite(column: np.ndarray | Joined) -> np.ndarray:
     """Which rows of (N, ...) hold NaN or infinity: int64, sorted."""
     if column.dtype.kind != "f":
         return np.empty(0, dtype=np.int64)
+    if isinstance(column, Joined):
+        spans = zip(column.parts, column.spans(), strict=True)
+        return np.concatenate([span.start + rows_not_finite(part) for part, span in spans])
     found = []
     by_torch = column.dtype in (np.float32, np.float64) and column.flags.c_contiguous
     for piece in mapped.pieces(column):
