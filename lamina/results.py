@@ -22,6 +22,7 @@ from lamina import recipe as recipes
 from lamina import run as runs_
 from lamina import state as states
 from lamina.baselines import kmeans
+from lamina.baselines.limits import Rows
 from lamina.history import History
 from lamina.job import Job
 from lamina.nets import beside
@@ -198,6 +199,10 @@ def _simple_models(job: Job, facts: dict[str, Any]) -> list[dict[str, Any]]:
         rows, truth = rows[some], truth[some]
 
     def plain(model: str) -> tuple[Any, Any] | None:
+        if (
+            model == "linear" and loaded.domain._plain("plain") and len(encoded.inputs) == 1
+        ):  # it asks for what it needs
+            return Rows(encoded.inputs[0], rows), Rows(encoded.inputs[0], facts["numbers"])
         table = loaded.domain.plain(encoded.inputs, rows, model)
         return None if table is None else (table, loaded.domain.plain(encoded.inputs, facts["numbers"], model))
 

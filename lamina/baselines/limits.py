@@ -5,15 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
-from lamina import keyed
+from lamina import keyed, mapped
 
 PIECE = 1 << 16  # numbers worked on together: they stay in the cache of a core
 
 
+class Rows:
+    """Some rows of a column, each taken when it is asked for: who learns from few of them copies few."""
+
+    def __init__(self, column: Any, rows: np.ndarray):
+        self._column, self._rows = column, rows
+        one = self[:1]
+        self.shape, self.dtype, self.size = (len(rows), *one.shape[1:]), one.dtype, len(rows) * one[0].size
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, some: Any) -> np.ndarray:
+        """some: a slice, or numbers (n,)."""
+        return mapped.seen(self._column, torch.from_numpy(self._rows[some])).numpy()
+
+
 def why_not(task: str, x_train: Any, y_train: np.ndarray, x_test: Any) -> str:
     """Why no model of numbers can be fitted, for people; or nothing."""
-    x_train = np.asarray(x_train)
     if x_train.dtype.kind not in "biuf":
         return f"the inputs are {x_train.dtype}, not numbers"
     if x_train.size == 0 or len(x_test) == 0:

@@ -43,8 +43,7 @@ def fit_predict(
     task: str, x_train: Any, y_train: np.ndarray, x_test: Any, known: np.ndarray, *, seed: int, seconds: float
 ) -> tuple[np.ndarray, int, str]:
     """Fit on as many rows as the limit allows -> (probabilities or numbers, rows, what was left out)."""
-    x_train, x_test = np.asarray(x_train).reshape(len(x_train), -1), np.asarray(x_test).reshape(len(x_test), -1)
-    (n, width), outputs = x_train.shape, limits.outputs(task, y_train)
+    n, width, outputs = len(x_train), int(np.prod(x_train.shape[1:])), limits.outputs(task, y_train)
     effort = outputs if task != "numbers" else max(1, width // 100)  # the normal equations cost rows x columns squared
     cells = int(seconds * min(CELLS, WORK / effort))
     columns, rows = np.arange(width), np.arange(n)
@@ -54,7 +53,11 @@ def fit_predict(
         rows = limits.drawn(task, y_train, cells // len(columns), seed)
     rounds = int(np.clip(seconds * WORK * ROUNDS[0] / (len(rows) * len(columns) * outputs), *ROUNDS))
 
-    inputs, standardise = _standardised(x_train[rows] if len(columns) == width else x_train[np.ix_(rows, columns)])
+    def thinned(table: np.ndarray) -> np.ndarray:
+        flat = table.reshape(len(table), -1)
+        return flat if len(columns) == width else flat[:, columns]
+
+    inputs, standardise = _standardised(lambda some: thinned(x_train[rows[some]]), len(rows))
     y = y_train[rows]
 
     # A model of some places of an answer; the others are the same for all.
@@ -78,8 +81,8 @@ def fit_predict(
         table[:, places] = found if found.shape[1] == len(places) else np.hstack([1 - found, found])
         return table
 
-    step = max(1, int(CELLS) // len(columns))
-    pieces = (x_test[at : at + step][:, columns] for at in range(0, len(x_test), step))
+    step = max(1, 4 * limits.PIECE // len(columns))
+    pieces = (thinned(x_test[at : at + step]) for at in range(0, len(x_test), step))
     table = np.concatenate([predict(piece) for piece in pieces])
     parts = [f"{len(rows):,} of {n:,} rows"] if len(rows) < n else []
     parts += [f"{len(columns):,} of {width:,} columns"] if len(columns) < width else []
@@ -128,28 +131,30 @@ def _ridge(inputs: Tensor, truth: Tensor) -> Model:
     return lambda rows: rows.double() @ weights + mean
 
 
-def _standardised(table: np.ndarray) -> tuple[Tensor, Callable[[np.ndarray], Tensor]]:
-    """(the table (n, d) with mean 0 and spread 1, float32; what does the same to other rows). Missing becomes 0."""
-    floating = table.dtype.kind == "f"
-    exact = np.float64 if table.dtype.itemsize > 4 else np.float32  # seconds since 1970 do not fit float32
-    step = max(1, limits.PIECE // table.shape[1])
+def _standardised(table: Callable[[slice], np.ndarray], n: int) -> tuple[Tensor, Callable[[np.ndarray], Tensor]]:
+    """(the table (n, d) with mean 0 and spread 1, float32; what does the same to other rows). Missing becomes 0. table: gives
+    some of its rows."""
+    one = table(slice(1))
+    width, floating = one.shape[1], one.dtype.kind == "f"
+    exact = np.float64 if one.dtype.itemsize > 4 else np.float32  # seconds since 1970 do not fit float32
+    step = max(1, limits.PIECE // width)
 
-    def centred(rows: np.ndarray) -> Tensor:
-        found = torch.empty(rows.shape)
-        for at in range(0, len(rows), step):
-            part = torch.from_numpy(rows[at : at + step].astype(exact)).sub_(mean)
+    def centred(of: Callable[[slice], np.ndarray], count: int) -> Tensor:
+        found = torch.empty(count, width)
+        for at in range(0, count, step):
+            part = torch.from_numpy(of(slice(at, at + step)).astype(exact)).sub_(mean)
             found[at : at + step] = part.nan_to_num_(0, 0, 0) if floating else part
         return found
 
-    sums, counts = np.zeros(table.shape[1]), np.full(table.shape[1], len(table))
-    for at in range(0, len(table), step):
-        part = table[at : at + step]
+    sums, counts = np.zeros(width), np.full(width, n)
+    for at in range(0, n, step):
+        part = table(slice(at, at + step))
         if floating:
             missing = ~np.isfinite(part)
             part, counts = np.where(missing, 0, part), counts - missing.sum(0)
         sums += part.sum(0, dtype=np.float64)
     mean = torch.from_numpy((sums / np.maximum(counts, 1)).astype(exact))
-    inputs = centred(table)
+    inputs = centred(table, n)
     spread = (sum(part.square().sum(0) for part in inputs.split(step)) / len(inputs)).sqrt_()
     spread[spread == 0] = 1
-    return inputs.div_(spread), lambda rows: centred(rows).div_(spread)
+    return inputs.div_(spread), lambda rows: centred(rows.__getitem__, len(rows)).div_(spread)
