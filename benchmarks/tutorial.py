@@ -5,8 +5,9 @@
 
 DIR holds the four IDX files. `hand` is the best ordinary loop by hand: all pictures one tensor, a permutation and one
 indexing operation a batch, fused Adam, nothing read back within a step. `lamina` is `lamina.train` as it comes, with
-baselines, figures and report in its whole process; `lamina, net alone` leaves those out, as all others do. The other
-trainers run without bars, loggers and checkpoints, each in the Python that --python names for it.
+baselines, figures and report in its whole process, from the files; `lamina, given floats` is the same from the tensors that
+`hand` has; `lamina, net alone` leaves baselines and report out, as all others do. The other trainers run without bars,
+loggers and checkpoints, each in the Python that --python names for it.
 """
 
 from __future__ import annotations
@@ -78,17 +79,26 @@ def dataloader(asked: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     return {"accuracy": accuracy(net, x2, y2)}
 
 
-def lamina(asked: argparse.Namespace, clock: Clock, watchers: Any = (), **settings: Any) -> dict[str, Any]:
+def lamina(
+    asked: argparse.Namespace, clock: Clock, watchers: Any = (), source: Any = None, **settings: Any
+) -> dict[str, Any]:
     from torch import nn
 
     from lamina import train
 
+    source, where = ("mnist", {"data_dir": asked.data}) if source is None else (source, {})
     with tempfile.TemporaryDirectory() as runs:
         run = train(
-            "mnist", data_dir=asked.data, net=build(), loss=nn.CrossEntropyLoss(), epochs=asked.epochs, runs=runs,
-            watchers=[clock, *watchers], **settings,
+            source, net=build(), loss=nn.CrossEntropyLoss(), epochs=asked.epochs, batch_size=BATCH, runs=runs,
+            watchers=[clock, *watchers], **where, **settings,
         )  # fmt: skip
         return {"accuracy": run.headline.value}
+
+
+def given_floats(asked: argparse.Namespace, clock: Clock) -> dict[str, Any]:
+    """All of it, from the tensors that `hand` has."""
+    x, y, x2, y2 = floats(asked.data)
+    return lamina(asked, clock, source=(x, y), test=(x2, y2))
 
 
 def net_alone(asked: argparse.Namespace, clock: Clock) -> dict[str, Any]:
@@ -251,6 +261,7 @@ def jax_hand(asked: argparse.Namespace, clock: Clock) -> dict[str, Any]:
 OURS = {
     "lamina": lamina,
     "lamina, net alone": net_alone,
+    "lamina, given floats": given_floats,
     "lamina, compile off": compile_off,
     "lamina, everything on": everything,
 }
