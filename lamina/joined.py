@@ -38,6 +38,8 @@ class Joined:
             raise TypeError(f"Rows of a Joined are picked by themselves, not with {within}.")
         if np.ndim(rows) == 0:
             number = int(rows) + (len(self) if rows < 0 else 0)
+            if not 0 <= number < len(self):
+                raise IndexError(f"There is no row {rows} of {len(self)}.")
             place = int(np.searchsorted(self.ends, number, side="right"))
             return self.parts[place][number - self._begin(place)]
         return self.take(torch.as_tensor(rows)) if isinstance(self.parts[0], Tensor) else self._picked(np.asarray(rows))

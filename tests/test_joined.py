@@ -66,8 +66,9 @@ def test_rows_of_one_part_that_follow_one_another_are_no_copy():
 def test_what_a_joined_cannot_do_is_an_error():
     with pytest.raises(ValueError, match="steps of -1"):
         Joined(parts([2, 3]))[::-1]
-    with pytest.raises(IndexError):
-        Joined(parts([2, 3]))[5]
+    for row in (5, -6):
+        with pytest.raises(IndexError, match=f"no row {row} of 5"):
+            Joined(parts([2, 3]))[row]
     with pytest.raises(TypeError, match="by themselves"):
         Joined(parts([2, 3]))[np.array([0]), 1]
 
