@@ -248,13 +248,14 @@ def _words(job: Job, scores: list[dict[str, Any]], history: History) -> list[str
         and test["better"] == "higher"
         and train["value"] - test["value"] > 0.05
     ):
-        augment = "--augment, " if job.data.domain.name == "image" else ""
-        remedies = f"more data, {augment}--net-arg dropout=0.3 or --early-stopping 5"
-        if job.data.domain.name == "text":  # which n-grams always do
-            remedies = "more data"
+        remedies = ["more data"]
+        if job.data.domain.name != "text":  # there the weights of n-grams always know them better
+            remedies += ["--augment"] if job.data.domain.name == "image" else []
+            remedies += ["nn.Dropout in your net" if job.facts["net"]["own"] else "--net-arg dropout=0.3"]
+            remedies += [] if job.recipe.early_stopping else ["--early-stopping 5"]
         found.append(
             f"The net knows its training data better than new data ({train['score']} {train['value']:.3f} against "
-            f"{test['value']:.3f}): {remedies} may help."
+            f"{test['value']:.3f}): {' or '.join(remedies)} may help."
         )
     if (share := job.facts.get("beside", 0)) >= 0.5:
         found.append(

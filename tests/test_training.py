@@ -896,3 +896,24 @@ def test_one_held_out_example_is_scored_and_compared_with_nobody(tmp_path):
         if "paired" in entry
     ]
     assert paired and all(entry["p"] is None and not entry["certain"] for entry in paired)
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "words"),
+    [
+        (True, {}, "more data or nn.Dropout in your net or --early-stopping 5 may help"),
+        (True, {"early_stopping": 200, "valid": 0.1}, "more data or nn.Dropout in your net may help"),
+        (False, {"net": "mlp", "early_stopping": 200, "valid": 0.1}, "more data or --net-arg dropout=0.3 may help"),
+    ],
+)
+def test_a_net_that_learns_by_heart_is_told_what_can_be_done_about_it(tmp_path, capsys, own, asked, words):
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(200, 20)).astype(np.float32), generator.integers(0, 2, 200)
+    if own:
+        torch.manual_seed(0)
+        asked = {"net": nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2)), **asked}
+    lamina.train(
+        (x, y), task="classes", epochs=60, learning_rate=0.01, runs=tmp_path, baselines=False, report=False, **asked
+    )
+    said = " ".join(capsys.readouterr().out.split())
+    assert words in said
