@@ -228,13 +228,13 @@ def changed(column: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def joined(arrays: Sequence[Any]) -> Joined | None:
-    """Arrays of the caller's as one column without a copy; None where that is not worth it, or one of them lies on the disk or
-    is to."""
-    plain = all(
-        isinstance(array, np.ndarray) and array.dtype == np.float32 and array.flags.c_contiguous for array in arrays
-    )
-    size = sum(array.nbytes for array in arrays) if plain else 0
-    if not plain or size < JOINED or size > (_most.get() or size) or any(map(adopt, arrays)):
+    """Arrays of floats of the caller's as one column without a copy; None where that is not worth it, or one of them lies on
+    the disk or is to."""
+    alike = len({(type(array), array.dtype) for array in arrays}) == 1 and isinstance(arrays[0], np.ndarray)
+    if not alike or arrays[0].dtype not in (np.float32, np.float64) or not all(a.flags.c_contiguous for a in arrays):
+        return None
+    size, limit = sum(array.nbytes for array in arrays), _most.get()
+    if size < JOINED or (limit is not None and size > limit) or any(map(adopt, arrays)):
         return None
     return Joined(arrays)
 

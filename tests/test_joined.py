@@ -125,15 +125,17 @@ def test_arrays_that_are_given_for_the_parts_are_not_copied(given, always):
     assert all(np.shares_memory(part.numpy(), X) for part in column.parts)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("given", GIVEN)
-def test_a_training_is_the_same_whether_they_are_copied_or_not(given, monkeypatch, tmp_path):
+def test_a_training_is_the_same_whether_they_are_copied_or_not(given, kind, monkeypatch, tmp_path):
     first = 500 - sum(len(part[0]) for part in given.values())
+    x, given = X.astype(kind), {name: (part.astype(kind), y) for name, (part, y) in given.items()}
 
     def trained(least):
         monkeypatch.setattr(mapped, "JOINED", least)
         torch.manual_seed(0)
         net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2))
-        return lamina.train((X[:first], Y[:first]), net=net, loss=nn.CrossEntropyLoss(), epochs=3, scale="standard", quiet=True,
+        return lamina.train((x[:first], Y[:first]), net=net, loss=nn.CrossEntropyLoss(), epochs=3, scale="standard", quiet=True,
                             runs=tmp_path, **given)  # fmt: skip
 
     joined, copied = trained(0), trained(1 << 40)
@@ -177,10 +179,14 @@ def test_small_arrays_those_on_the_disk_and_those_of_an_own_domain_are_copied(al
 
     assert isinstance(column(), Joined)
     assert not isinstance(column(domain=Own), Joined)
-    assert not isinstance(column(X.astype(np.float64)), Joined)
+    assert column(X.astype(np.float64)).dtype == torch.float32
+    assert not isinstance(column(X.astype(np.float16)), Joined)
     np.save(tmp_path / "x.npy", X)
     assert not isinstance(column(np.load(tmp_path / "x.npy", mmap_mode="r")), Joined)
-    with mapped.limited(100):
-        assert mapped.joined([X[:400], X[400:]]) is None
+    for limit in (0, 100):
+        with mapped.limited(limit):
+            assert mapped.joined([X[:400], X[400:]]) is None
+    assert mapped.joined([X[:400], X[400:].astype(np.float64)]) is None
+    assert mapped.joined([X[::2], X[1::2]]) is None
     monkeypatch.setattr(mapped, "JOINED", 1 << 20)
     assert not isinstance(column(), Joined)
