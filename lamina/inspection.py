@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lamina import data, familiar, files, findings, inference, weights
+from lamina import data, familiar, files, findings, inference, mapped, weights
 from lamina.batches import Batches
 from lamina.checks import labels
 from lamina.job import Job
@@ -62,7 +62,9 @@ def familiarise(job: Job) -> None:
             "layers": found.layers,
             "dims": found.dims,
         }
-        unknown = loaded.domain.unknown(tuple(column[torch.from_numpy(others)] for column in measured.inputs))
+        unknown = loaded.domain.unknown(
+            tuple(mapped.take(column, torch.from_numpy(others)) for column in measured.inputs)
+        )
         if unknown is not None:
             job.facts["familiar"]["unknown"] = max(_UNKNOWN, float(np.quantile(unknown, familiar.QUANTILE)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import gc
 import gzip
@@ -20,10 +21,12 @@ from torch import nn
 
 import lamina
 from lamina import batches as b
-from lamina import mapped
+from lamina import inspection, mapped
+from lamina.checks import drift, pool
 from lamina.domains.arrays import Arrays, moments
 from lamina.errors import ResourceError, UsageError
 from lamina.recipe import make, size_in_bytes
+from lamina.sources import Examples
 from lamina.sources.arrays import rows_not_finite
 
 X = np.random.default_rng(0).standard_normal((500, 6)).astype(np.float32)
@@ -258,6 +261,62 @@ def test_ten_times_the_data_take_no_more_memory(tmp_path):
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout.split()[-1]))
     assert peaks[1] < peaks[0] + 16, peaks  # held whole, the columns alone would add 144 MiB, and encoding them as much
+
+
+def resident():
+    """Bytes of all maps that this process holds in memory."""
+    found, inside = 0, False
+    with mapped._lock:
+        places = [(known.address, known.address + known.size) for known in mapped._maps.values()]
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024 * inside
+        elif "-" in line.split()[0] and not line.split()[0].endswith(":"):
+            begin = int(line.split("-")[0], 16)
+            inside = any(first <= begin < last for first, last in places)
+    return found
+
+
+@pytest.fixture
+def kept_pages(monkeypatch):
+    """From now on nobody gives back what was read of a map."""
+
+    def keep():
+        mapped._give_back()
+        monkeypatch.setattr(mapped, "_give_back", lambda: True)
+
+    return keep
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="pages are counted in /proc")
+def test_what_a_net_knows_is_learned_from_rows_of_the_file_and_not_from_its_map(kept_pages, monkeypatch, tmp_path):
+    x = np.random.default_rng(0).standard_normal((32_768, 256), dtype=np.float32)  # 32 MiB
+    np.savez(tmp_path / "x.npz", x=x, y=(x[:, 0] > 0).astype(np.int64))
+    found, own = [], inspection.familiarise
+
+    def familiarise(job):
+        kept_pages()
+        found.append(resident())
+        own(job)
+        found.append(resident())
+
+    monkeypatch.setattr(inspection, "familiarise", familiarise)
+    net = nn.Sequential(nn.Linear(256, 8), nn.ReLU(), nn.Linear(8, 2))
+    run = lamina.train(str(tmp_path / "x.npz"), net=net, steps=10, quiet=True, runs=tmp_path, memory="1MiB", baselines=False,
+                       report=False)  # fmt: skip
+    assert run.facts["familiar"]["layers"]
+    assert found[1] - found[0] < 4 << 20  # rows that are asked for by their place in the map draw in all of it
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="pages are counted in /proc")
+def test_drift_is_measured_on_rows_of_the_file_and_not_on_its_map(kept_pages):
+    x = np.random.default_rng(0).standard_normal((131_072, 64), dtype=np.float32)  # 32 MiB
+    column = on_disk(x)
+    table = pool.Pool([column], None, np.arange(len(x)).astype(np.int8) % 2 * 2, Examples((column,)))
+    plain = dataclasses.replace(table, columns=[x])
+    kept_pages()
+    assert list(drift.drift(table, None)) == list(drift.drift(plain, None))
+    assert resident() < 4 << 20
 
 
 def test_forked_workers_know_nothing_of_maps():

@@ -15,7 +15,7 @@ import numpy as np
 
 from lamina.checks.columns import codes, ignore
 from lamina.checks.copies import codes_of
-from lamina.checks.pool import SHOWN, Pool, shortened
+from lamina.checks.pool import SHOWN, Pool, shortened, some
 from lamina.findings import Finding
 from lamina.imports import loading
 from lamina.splits import PARTS
@@ -80,18 +80,18 @@ def _measured(table: Pool, here: np.ndarray, there: np.ndarray) -> Iterator[tupl
     elif table.kind == "pictures" and table.columns:
         pictures = table.columns[0]
         size = max(1, math.prod(pictures.shape[1:]))
-        some = [
-            pictures[rows[at : at + _AT_ONCE]].reshape(-1, size).astype(np.float32)
+        parts = [
+            some(pictures, rows[at : at + _AT_ONCE]).reshape(-1, size).astype(np.float32)
             for at in range(0, len(rows), _AT_ONCE)
         ]
-        means = np.concatenate([part.mean(1, dtype=np.float64) for part in some])
-        squares = np.concatenate([np.einsum("nf,nf->n", part, part).astype(np.float64) for part in some]) / size
+        means = np.concatenate([part.mean(1, dtype=np.float64) for part in parts])
+        squares = np.concatenate([np.einsum("nf,nf->n", part, part).astype(np.float64) for part in parts]) / size
         yield "brightness", means, True
         yield "contrast", np.sqrt(np.maximum(squares - means**2, 0)), True
     else:
         for number, column in enumerate(table.columns):
             if column.dtype.kind in "fiub" and 0 < column[:1].size <= _FEATURES:
-                flat = column[rows].reshape(len(rows), -1)
+                flat = some(column, rows).reshape(len(rows), -1)
                 given = table.examples.names if len(table.columns) == 1 else None
                 for k in range(flat.shape[1]):
                     name = given[k] if given and len(given) == flat.shape[1] else f"column {number + k}"

@@ -102,10 +102,16 @@ def _one(columns: Any) -> np.ndarray:
 
 
 def every(column: np.ndarray, step: int) -> np.ndarray:
-    """Every step-th example; of a column on the disk as an array in memory, so that no others are drawn in."""
-    if step == 1 or not mapped.is_mapped(column):
-        return column[::step]
-    return mapped.take(mapped.as_tensor(column), torch.arange(0, len(column), step)).numpy()
+    """Every step-th example."""
+    plain = step == 1 or not mapped.is_mapped(column)
+    return column[::step] if plain else some(column, np.arange(0, len(column), step))
+
+
+def some(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some rows of a column; of one on the disk without those that lie beside them."""
+    if not mapped.is_mapped(column):
+        return column[rows]
+    return mapped.take(mapped.as_tensor(column), torch.from_numpy(rows)).numpy()
 
 
 def size(table: Pool) -> Iterator[Finding]:
