@@ -27,10 +27,8 @@ class OnDevice:
         self._left_out = torch.tensor([float(state.skipped), float(state.in_row)], device=device)
         state.skipped, state.in_row = self._left_out[0], self._left_out[1]
         self._in_row = state.in_row
-        self._age = torch.zeros(
-            (), device=device
-        )  # steps since the first that was left out, itself included; 0: none was
-        self._worst = torch.zeros((), device=device)  # how many were left out in a row, at most, since somebody asked
+        # Since somebody asked: steps from the first that was left out on, 0 where none was; and how many in a row, at most.
+        self._age, self._worst = torch.zeros((), device=device), torch.zeros((), device=device)
 
     def begin(self) -> None:
         """A new epoch."""

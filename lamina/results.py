@@ -199,9 +199,8 @@ def _simple_models(job: Job, facts: dict[str, Any]) -> list[dict[str, Any]]:
         rows, truth = rows[some], truth[some]
 
     def plain(model: str) -> tuple[Any, Any] | None:
-        if (
-            model == "linear" and loaded.domain._plain("plain") and len(encoded.inputs) == 1
-        ):  # it asks for what it needs
+        # A linear model asks for the rows it needs.
+        if model == "linear" and len(encoded.inputs) == 1 and loaded.domain._plain("plain"):
             return Rows(encoded.inputs[0], rows), Rows(encoded.inputs[0], facts["numbers"])
         table = loaded.domain.plain(encoded.inputs, rows, model)
         return None if table is None else (table, loaded.domain.plain(encoded.inputs, facts["numbers"], model))

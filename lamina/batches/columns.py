@@ -72,9 +72,8 @@ class Batches(Epochs):
         self.views = False  # rows that follow one another are no copy: for a loop that writes to none of its inputs
         # By size of a batch: each column, and what is cut of it.
         self._memory: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        self._next: tuple[int, int, Tensor | None, Tensor] | None = (
-            None  # of the epoch to come: its order, and of what that is
-        )
+        # Of the epoch to come, where it is known: number, seed, `indices`, and its order.
+        self._next: tuple[int, int, Tensor | None, Tensor] | None = None
         self._length = self.rows if order is None else len(order(seed, 0))
 
     def __len__(self) -> int:
@@ -97,13 +96,10 @@ class Batches(Epochs):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         positions = self._positions_there(epoch)
-        early = (
-            self.device.type != "cpu" and self.shuffle and self.order is None
-        )  # one of the caller's is asked for in time
         size, on_disk = self.batch_size, [column for column in self._table() if mapped.is_mapped(column)]
         for k in range(start, len(self)):
             batch = self._cut(positions[k * size : (k + 1) * size], epoch)
-            if early and k == len(self) - 1:  # while the device is busy with the batches before
+            if k == len(self) - 1 and self.device.type != "cpu" and self._is_keyed():  # which has batches to work on
                 self._next = (epoch + 1, self.seed, self.indices, self._positions_there(epoch + 1))
             if on_disk:
                 mapped.soon(on_disk, positions[(k + 1) * size : (k + 2) * size])
@@ -112,11 +108,15 @@ class Batches(Epochs):
     def _positions_there(self, epoch: int) -> Tensor:
         """`positions`, on the device."""
         found, self._next = self._next, None
-        if found is not None and self.shuffle and self.order is None:
+        if found is not None and self._is_keyed():
             of, seed, indices, positions = found
             if (of, seed) == (epoch, self.seed) and indices is self.indices:
                 return positions
         return self.positions(epoch).to(self.device)
+
+    def _is_keyed(self) -> bool:
+        """Whether an order may be made before its epoch begins: one of the caller's may not."""
+        return self.shuffle and self.order is None
 
     def _cut(self, indices: Tensor, epoch: int) -> Batch:
         rows = indices - self._first if self._first else indices
