@@ -34,6 +34,8 @@ FLAT = 2  # of one whose layers are all products of whole inputs: those between 
 SIDE = 10  # places in each direction of which the mean is taken, evenly spread
 WIDEST = 128  # numbers of a layer; more are added up in groups, with signs (count sketch)
 GROUPS = 64  # of the inputs themselves, without signs
+MANY = 8  # groups, from which on to ask for each by itself costs more than to add it: all of some examples at once
+TOGETHER = 64  # such examples
 CLASSES = 50  # up to which each has a mean of its own
 QUANTILE = 0.99  # of the held-out examples that are familiar
 ENOUGH = 500  # of them, for that to be seen
@@ -138,9 +140,20 @@ def summary(given: Tensor, dim: int, first: bool = False) -> Tensor:
         return x
     if first:
         return _sums(x)
+    return _sketched(x)
+
+
+def _sketched(x: Tensor) -> Tensor:
+    """(B, E) -> (B, WIDEST): of every 128th number, each with its sign."""
+    width = x.shape[1]
     signs = _signs(width, x.device)
     groups = x[:, :WIDEST] * signs[:WIDEST]
-    for at in range(WIDEST, width, WIDEST):  # one pass over x
+    done = WIDEST
+    if width >= MANY * WIDEST:
+        done = width // WIDEST * WIDEST
+        for some, out in zip(x.split(TOGETHER), groups.split(TOGETHER), strict=True):
+            torch.sum(some[:, :done].unflatten(1, (-1, WIDEST)) * signs[:done].view(-1, WIDEST), 1, out=out)
+    for at in range(done, width, WIDEST):  # one pass over x
         end = min(at + WIDEST, width)
         groups[:, : end - at].addcmul_(x[:, at:end], signs[at:end])
     return groups

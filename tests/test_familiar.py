@@ -211,6 +211,14 @@ def test_of_many_inputs_every_64th_are_added_up():
         assert torch.equal(familiar.summary(plain, 0, True), familiar.summary(plain, 0))
 
 
+@pytest.mark.parametrize("width", [129, 300, 1024, 1100, 3000])
+def test_of_wide_layers_every_128th_are_added_up_each_with_its_sign(width):
+    given = torch.randn(150, width)
+    signed = given * familiar._signs(width, given.device)
+    wanted = torch.stack([signed[:, k :: familiar.WIDEST].sum(1) for k in range(familiar.WIDEST)], 1)
+    assert torch.allclose(familiar.summary(given, 0), wanted, atol=1e-4)
+
+
 def test_pictures_in_which_nothing_is_seen_are_strange_and_usual_rows_are_not():
     """Blurred, dark and empty ones lie nearer to the mean than any other; where no side is told, as of tables, none is."""
     draw = np.random.default_rng(0)

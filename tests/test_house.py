@@ -29,7 +29,7 @@ def test_there_are_sources():
 ORDER = [
     "errors names recipe documents files archives imports findings keyed distinct joined mapped signals processes writer "
     "quarantine foreign",
-    "sources splits checks batches inference mixing augment nets weights losses optimizers schedules penalties devices "
+    "sources splits checks batches inference chains mixing augment nets weights losses optimizers schedules penalties devices "
     "activations initialisers machine masks products quicker pieces pseudo features familiar views pictures grams",
     "targets pretrained",
     "domains evaluate",

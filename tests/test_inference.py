@@ -34,6 +34,15 @@ class Functional(nn.Module):
         return F.relu(x.repeat(1, 1500).cumsum(1)).sum(1, keepdim=True) @ self.weight.t()[:1, :2]
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.GRU(1, 40, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x[..., None])[1][0]
+
+
 @pytest.mark.parametrize(
     ("net", "width", "expected"),
     [
@@ -42,6 +51,7 @@ class Functional(nn.Module):
         (nn.Sequential(nn.Linear(4, 100_000), nn.Linear(100_000, 2)), 4, 32),  # 400 kB: 32.5
         (nn.Identity(), 50_000, 64),  # 200 kB of input: 65
         (Functional(), 1000, 16),  # 2 in 13 MB: the fewest
+        (Recurrent(), 1000, 64),  # states of 160 kB, which it gives in a tuple: 81
     ],
 )
 def test_a_portion_keeps_the_largest_tensor_on_the_way_below_thirteen_megabytes(net, width, expected):
@@ -201,9 +211,113 @@ class Tied(nn.Module):
         return F.linear(self.layer(x.flatten(1)), self.layer.weight.t())
 
 
-@pytest.mark.parametrize("odd", [Between(), Tied()], ids=["read before the relu", "weights used elsewhere"])
-def test_a_net_that_does_not_bear_packed_products_stays_as_it_is(odd):
-    assert quickest(odd, (torch.randn(5, 3, 16),)) is odd
+def test_a_net_that_does_not_bear_packed_products_stays_as_it_is():
+    net = Tied()
+    assert quickest(net, (torch.randn(5, 3, 16),)) is net
+
+
+def test_a_relu_stays_where_somebody_reads_what_it_takes():
+    net, x = Between().eval(), torch.randn(5, 3, 16)
+    with torch.no_grad():
+        quick = quickest(net, (x,))
+        assert after_products(quick) == ["none"] and torch.allclose(quick(x), net(x), atol=1e-6)
+
+
+class Residual(nn.Module):
+    """As it is usually written: one relu for all, which works in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 3, 3, padding=1, bias=False), filled(nn.BatchNorm2d(3))
+        self.conv2, self.bn2 = nn.Conv2d(3, 3, 3, padding=1, bias=False), filled(nn.BatchNorm2d(3))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        found = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(found + x)
+
+
+class Dense(nn.Module):
+    """What the convolution gives goes past the norm as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), filled(nn.BatchNorm2d(3))
+
+    def forward(self, x):
+        found = self.conv(x)
+        return torch.cat([found, self.norm(found)], 1)
+
+
+def filled(norm):
+    """A norm that has seen something, and has learned something for each channel."""
+    if norm.running_mean is not None:
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 3)
+    if norm.weight is not None:
+        nn.init.uniform_(norm.weight, -2, 2)
+        nn.init.uniform_(norm.bias, -1, 1)
+    return norm
+
+
+def remaining(net):
+    """Norms and relus that are still done by themselves."""
+    return [type(layer) for layer in net.modules() if isinstance(layer, (nn.modules.batchnorm._BatchNorm, nn.ReLU))]
+
+
+@pytest.mark.parametrize(
+    ("layers", "left"),
+    [
+        ([nn.Conv2d(3, 8, 3), filled(nn.BatchNorm2d(8)), nn.ReLU()], []),
+        ([nn.Conv2d(3, 8, 3, bias=False), filled(nn.BatchNorm2d(8, affine=False)), nn.ReLU(inplace=True)], []),
+        ([nn.Conv2d(3, 6, 3, stride=2, padding=(2, 1), dilation=2, groups=3), nn.ReLU(), nn.Conv2d(6, 2, 1)], []),
+        ([nn.Conv2d(3, 8, 3, padding="same"), filled(nn.BatchNorm2d(8)), nn.ReLU()], [nn.ReLU]),
+        ([nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"), filled(nn.BatchNorm2d(8)), nn.ReLU()], [nn.ReLU]),
+        ([nn.Conv2d(3, 8, 3), nn.ReLU(), filled(nn.BatchNorm2d(8))], [nn.BatchNorm2d]),
+        ([nn.Conv2d(3, 8, 3), filled(nn.BatchNorm2d(8)), filled(nn.BatchNorm2d(8)), nn.ReLU()], [nn.BatchNorm2d, nn.ReLU]),
+        ([nn.Flatten(), nn.Linear(192, 8), filled(nn.BatchNorm1d(8)), nn.ReLU(), nn.Linear(8, 2)], []),
+        ([nn.Flatten(2), nn.Conv1d(3, 8, 3, padding=1), filled(nn.BatchNorm1d(8)), nn.ReLU()], [nn.ReLU]),
+        ([nn.Flatten(2), nn.Linear(64, 3), filled(nn.BatchNorm1d(3)), nn.ReLU()], [nn.BatchNorm1d, nn.ReLU]),  # of channels
+        ([nn.Unflatten(2, (4, 2)), nn.Conv3d(3, 8, 2), filled(nn.BatchNorm3d(8)), nn.ReLU()], [nn.ReLU]),
+        ([nn.ConvTranspose2d(3, 8, 3), filled(nn.BatchNorm2d(8)), nn.ReLU()], [nn.BatchNorm2d, nn.ReLU]),
+        ([Residual()], [nn.ReLU]),  # which is called twice
+        ([Dense()], [nn.BatchNorm2d]),
+    ],
+)  # fmt: skip
+def test_norms_and_relus_become_part_of_the_layer_before_them(layers, left):
+    net, x = nn.Sequential(*layers).eval(), torch.randn(40, 3, 8, 8)
+    before, modules = copy.deepcopy(net.state_dict()), list(map(id, net.modules()))
+    with torch.no_grad():
+        expected = net(x)
+        quick = quickest(net, (x,))
+        assert remaining(quick) == left
+        assert torch.allclose(quick(x), expected, atol=1e-5) and torch.allclose(quick(x[:1]), expected[:1], atol=1e-5)
+        assert torch.equal(net(x), expected)
+    assert list(map(id, net.modules())) == modules
+    assert all(torch.equal(before[name], weight) for name, weight in net.state_dict().items())
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(8, track_running_stats=False), nn.BatchNorm2d(8, momentum=0.0)])
+def test_a_norm_that_takes_what_it_needs_from_the_batch_stays(norm):
+    net, x = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU()).eval(), torch.randn(40, 3, 8, 8)
+    norm.train()
+    with torch.no_grad():
+        quick = quickest(net, (x,))
+        assert remaining(quick) == [nn.BatchNorm2d, nn.ReLU] and torch.allclose(quick(x), net(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_norms_and_relus_with_a_hook_on_them_or_before_them_stay(layer):
+    net, seen = nn.Sequential(nn.Conv2d(3, 8, 3), filled(nn.BatchNorm2d(8)), nn.ReLU()).eval(), []
+    net[layer].register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    x = torch.randn(40, 3, 8, 8)
+    with torch.no_grad():
+        quick = quickest(net, (x,))
+        assert remaining(quick) == ([nn.ReLU] if layer == 2 else [nn.BatchNorm2d, nn.ReLU])
+        seen.clear()
+        quick(x)
+        net(x)
+    assert len(seen) == 2 and torch.allclose(*seen, atol=1e-5)
 
 
 def test_a_layer_with_a_hook_is_not_replaced():
