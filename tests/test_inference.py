@@ -276,7 +276,7 @@ def remaining(net):
         ([nn.Conv2d(3, 8, 3), nn.ReLU(), filled(nn.BatchNorm2d(8))], [nn.BatchNorm2d]),
         ([nn.Conv2d(3, 8, 3), filled(nn.BatchNorm2d(8)), filled(nn.BatchNorm2d(8)), nn.ReLU()], [nn.BatchNorm2d, nn.ReLU]),
         ([nn.Flatten(), nn.Linear(192, 8), filled(nn.BatchNorm1d(8)), nn.ReLU(), nn.Linear(8, 2)], []),
-        ([nn.Flatten(2), nn.Conv1d(3, 8, 3, padding=1), filled(nn.BatchNorm1d(8)), nn.ReLU()], [nn.ReLU]),
+        ([nn.Flatten(2), nn.Conv1d(3, 8, 3, padding=1), filled(nn.BatchNorm1d(8)), nn.ReLU()], []),
         ([nn.Flatten(2), nn.Linear(64, 3), filled(nn.BatchNorm1d(3)), nn.ReLU()], [nn.BatchNorm1d, nn.ReLU]),  # of channels
         ([nn.Unflatten(2, (4, 2)), nn.Conv3d(3, 8, 2), filled(nn.BatchNorm3d(8)), nn.ReLU()], [nn.ReLU]),
         ([nn.ConvTranspose2d(3, 8, 3), filled(nn.BatchNorm2d(8)), nn.ReLU()], [nn.BatchNorm2d, nn.ReLU]),
@@ -295,6 +295,31 @@ def test_norms_and_relus_become_part_of_the_layer_before_them(layers, left):
         assert torch.equal(net(x), expected)
     assert list(map(id, net.modules())) == modules
     assert all(torch.equal(before[name], weight) for name, weight in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(4, 6, 3),
+        nn.Conv1d(4, 6, 5, stride=3, padding=2, dilation=2, groups=2, bias=False),
+        nn.Conv1d(4, 6, 3, padding="same"),
+        nn.Conv1d(4, 6, 3, padding=1, padding_mode="reflect"),
+    ],
+)
+def test_a_convolution_along_a_line_answers_the_same_as_one_of_a_picture(layer):
+    net, x = nn.Sequential(layer, nn.Tanh(), nn.MaxPool1d(2), nn.Conv1d(6, 2, 1)).eval(), torch.randn(20, 4, 50)
+    with torch.no_grad():
+        quick = quickest(net, (x,))
+        assert (type(quick[0]) is nn.Conv1d) is (layer.padding == "same" or layer.padding_mode == "reflect")
+        assert type(quick[3]) is not nn.Conv1d and type(net[3]) is nn.Conv1d
+        for some in (x, x[:1], x[:, :, :30]):
+            assert torch.allclose(quick(some), net(some), atol=1e-5)
+
+
+def test_a_convolution_of_one_example_by_itself_stays_as_it_is():
+    """Without the dimension that counts examples."""
+    net = nn.Sequential(nn.Flatten(0, 1), nn.Conv1d(8, 3, 3)).eval()
+    assert quickest(net, (torch.randn(4, 2, 9),)) is net
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(8, track_running_stats=False), nn.BatchNorm2d(8, momentum=0.0)])
