@@ -27,6 +27,7 @@ from lamina import (
     determinism,
     devices,
     engine,
+    layouts,
     losses,
     machine,
     mixing,
@@ -600,17 +601,19 @@ def fit_to_machine(job: Job) -> None:
     job.facts["step"] = {"recorded": False, "why": "", "channels_last": False, "seconds": None}
     if not job.supervised or (recipe.accumulate or 1) > 1:
         return
-    if job.device.type != "cpu":
-        cuda, asked = job.device.type == "cuda", recipe.compile or "auto"
-        why = f"it runs on {job.device}"
-        if cuda:
-            reading = trial.read(job.net, objective(job), penalty(recipe))
-            why = trial.why_eager(reading, recipe.precision or "fp32", asked)
-        job.facts["step"].update(
-            captured=cuda and asked != "off" and not why,
-            why=why,
-            channels_last=cuda and not recipe.strict and trial.likes_channels_last(job.net),
-        )
+    if job.device.type not in ("cpu", "cuda"):
+        job.facts["step"]["why"] = f"it runs on {job.device}"
+        return
+    if job.device.type == "cuda":
+        asked, learns = recipe.compile or "auto", objective(job)
+        reading = trial.read(job.net, learns, penalty(recipe))
+        why, bears = trial.why_eager(reading, recipe.precision or "fp32", asked), False
+        if not why and not recipe.strict and layouts.likes_channels_last(job.net):
+            with keeping_generators():
+                bears = trial.bears_channels_last(
+                    job.net, learns, first_to_learn(job.net, job.data, job.device, recipe), reading
+                )
+        job.facts["step"].update(captured=asked != "off" and not why, why=why, channels_last=bears)
         lay_out(job)
         return
     with keeping_generators():

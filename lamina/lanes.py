@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lamina import compiling, machine, purity, quicker, rewrites, tape
+from lamina import compiling, layouts, machine, purity, quicker, rewrites, tape
 from lamina import flat as flats
 from lamina.batches.batch import Batch, prepared
 from lamina.errors import UsageError
@@ -148,7 +148,10 @@ class Lane:
         elsewhere = next((p.device for p in self.parameters if p.device.type != "cpu"), None)
         self._device = "cpu" if elsewhere is None else elsewhere.type
         self._near = _NEAR if self._device in _CAPTURED and not strict else 0.0
-        self._quicker = compile != "off" and not strict and elsewhere is None and quicker.concerns(net)
+        replaces = compile != "off" and not strict and elsewhere is None
+        self._kernels: dict[Any, quicker.Kernel] = quicker.INSTEAD if replaces and quicker.concerns(net) else {}
+        self._views: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+        self._seen: set[Any] = set()  # operations that had much to do for such kernels in the last eager step
         self._small = 0  # examples: no batch up to this has a kernel that is worth replacing
         self._joined = False  # the gradients of the step lie in `flat.gradient`
         self._made: _Recording | None = None  # whose replay made the step
@@ -161,6 +164,7 @@ class Lane:
             self._give_up(f"it runs on {elsewhere}")
         elif self._guard.reason:
             self._give_up(self._guard.reason)
+        self._tries_layout = bool(self._kernels) and layouts.concerns(net)
 
     def gradients(self, batch: Batch) -> Gradients:
         """Loss and gradients of a batch. The gradients are in every parameter's `grad`, or missing where it has none."""
@@ -284,12 +288,32 @@ class Lane:
             p.grad = None
 
     def _eager(self, batch: Any) -> Gradients:
+        """A step as PyTorch makes it; the first in which convolutions have much to do also says whether the net bears that
+        they lay their numbers in another order, as they are, or where views may be copies."""
+        if not self._tries_layout:
+            return self._eagerly(batch)
+        before, plain = _Kept(self._guard, ()), self._kernels
+        # Code that may leave traces should not have to be called again.
+        for views in (contextlib.nullcontext, layouts.Reshaping) if self.recorded else (layouts.Reshaping,):
+            self._kernels, self._views = plain | layouts.LAID, views
+            try:
+                found = self._eagerly(batch)
+            except Exception:  # of the net's own, perhaps, which then comes out below
+                before.restore()
+            else:
+                self._tries_layout = layouts.CONVOLUTION not in self._seen
+                return found
+        self._kernels, self._views, self._tries_layout = plain, contextlib.nullcontext, False
+        return self._eagerly(batch)
+
+    def _eagerly(self, batch: Any) -> Gradients:
         self._drop()
-        mode = quicker.Quicker() if self._quicker and batch.count > self._small else None
+        mode = quicker.Quicker(self._kernels) if self._kernels and batch.count > self._small else None
         batch = batch.ready()
         with mode or contextlib.nullcontext():
             value, full, count = self._losses(batch)
             _backward(full)
+        self._seen = mode.seen if mode is not None else set()
         if mode is not None and not mode.seen:
             self._small = batch.count
         used = [p for p in self.parameters if p.grad is not None]
@@ -304,7 +328,7 @@ class Lane:
 
     def _losses(self, batch: Any, autocast: Any = None) -> Gradients:
         """The loss, the loss with penalties, and what its mean is over; not detached. autocast: in place of the own."""
-        with self.autocast if autocast is None else autocast:
+        with self._views(), self.autocast if autocast is None else autocast:
             value, count = self.objective(self.net, batch)
             return value, value + self.penalty(self.net) if self.penalty is not None else value, count
 
@@ -432,7 +456,7 @@ class Lane:
 
     def _again_recorded(self, still: _Still, found: _Recording | None) -> _Recording:
         operations, (value, full, count, gradients) = tape.record(
-            lambda: self._differentiated(still), quicker.INSTEAD if self._quicker else None, self._device
+            lambda: self._differentiated(still), {of: kernel.run for of, kernel in self._kernels.items()}, self._device
         )
         given = [p for p, gradient in zip(self.parameters, gradients, strict=True) if gradient is not None]
         if not _all_the_same(given, self._used or []):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ aten = torch.ops.aten
 Backward = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, biases: Any, *how: Any) -> Backward:
+def convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, biases: Any, *how: Any) -> Backward:
     """aten.convolution_backward; the last of its arguments says which gradients are wanted."""
     *rest, (of_x, of_weight, of_bias) = how
     apart = of_bias and gradient.numel() >= LARGE and gradient.device.type == "cpu"
@@ -80,10 +80,19 @@ LARGE = 65_536  # numbers of a gradient: 0.05 ms
 MANY = 1024  # rows that are added up
 NARROW = 8  # numbers of a row that are better added up one by one
 _SUM, _MEAN = 0, 1
-INSTEAD: dict[Any, Callable[..., Any]] = {
-    aten.bernoulli_.float: fill,
-    aten.convolution_backward.default: _convolution_backward,
-    aten._embedding_bag_backward.default: _bag_backward,
+
+
+class Kernel(NamedTuple):
+    """What is called in the place of an operation, and whether it has much to do: else it does what torch does."""
+
+    run: Callable[..., Any]
+    much: Callable[..., bool]
+
+
+INSTEAD = {
+    aten.bernoulli_.float: Kernel(fill, lambda x, *_: x.numel() >= LARGE_MASK),
+    aten.convolution_backward.default: Kernel(convolution_backward, lambda gradient, *_: gradient.numel() >= LARGE),
+    aten._embedding_bag_backward.default: Kernel(_bag_backward, lambda gradient, indices, *_: indices.numel() >= MANY),
 }
 _MODULES = (
     nn.modules.dropout._DropoutNd, nn.MultiheadAttention, nn.RNNBase, nn.modules.conv._ConvNd, nn.EmbeddingBag
@@ -96,22 +105,20 @@ def concerns(net: nn.Module) -> bool:
 
 
 class Quicker(TorchDispatchMode):
-    """While entered, kernels are replaced. `seen` is whether one of them had much to do."""
+    """While entered, kernels are replaced. `seen` are the operations that had much to do."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: dict[Any, Kernel] = INSTEAD) -> None:
         super().__init__()
-        self.seen = False
+        self._kernels = kernels
+        self.seen: set[Any] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        run = INSTEAD.get(function)
-        if run is None:
+        kernel = self._kernels.get(function)
+        if kernel is None:
             return function(*args, **(kwargs or {}))
-        if run is _bag_backward:
-            much = args[1].numel() >= MANY
-        else:
-            much = args[0].numel() >= (LARGE_MASK if run is fill else LARGE)
-        self.seen = self.seen or much
-        return run(*args, **(kwargs or {}))
+        if kernel.much(*args):
+            self.seen.add(function)
+        return kernel.run(*args, **(kwargs or {}))
 
 
 # Torch wraps this method to hide it from the compiler, and imports the compiler for that.

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from lamina import devices, lanes, machine, optimizers, purity
 from lamina.batches import Batch, keeping_generators
 from lamina.errors import UsageError
+from lamina.layouts import likes_channels_last
 
 _HEAVY = 0.005  # seconds a step: below this, another precision is not worth a trial
 _LIGHT = 0.010  # seconds a step: above this, one thread is never faster than several that have a core each
 _CROWDED = 0.2  # seconds a step: above this, nobody asks whether they have
-_KERNELS = 10_000  # weights of convolutions
 _CLEAR = 1.2  # times as long with one thread: then it is not asked again
 _LEARNED = 8  # steps by which precisions are compared
 
@@ -93,8 +93,6 @@ def choose(
     options: dict[str, Any] = {"compile": compile, "strict": strict, "penalty": penalty}
     reading = read(net, objective, penalty)
     found.why_eager = why_eager(reading, found.precision, compile)
-    if found.precision != "fp16":
-        found.channels_last = not strict and likes_channels_last(net)
     if found.why_eager:  # calling it would not be without a trace
         return found
     try:
@@ -104,7 +102,15 @@ def choose(
         return found
     with _as_before(reading, batch, here):
         torch.set_num_threads(found.threads)
-        way = _Way(own, objective, batch, precision=found.precision, channels_last=found.channels_last, **options)
+        way = None
+        if not strict and likes_channels_last(net):
+            with contextlib.suppress(Exception):  # `x.view(len(x), -1)` fails in that layout
+                way = _Way(
+                    copy.deepcopy(own), objective, batch, precision=found.precision, channels_last=True, **options
+                )
+                found.channels_last = True
+        if way is None:
+            way = _Way(own, objective, batch, precision=found.precision, channels_last=False, **options)
         found.recorded, found.why_eager, found.seconds = way.lane.recorded, way.lane.words, way.seconds()
         if threads is None and here > 1 and found.seconds < _LIGHT:
             _try_one_thread(found, way, here)
@@ -123,6 +129,17 @@ def choose(
                 found.reasons["precision"] = _times(full, half, "fp32") + ", and it learns alike"
                 found.precision, found.seconds = "bf16", half
     return found
+
+
+def bears_channels_last(net: nn.Module, objective: Callable[..., Any], batch: Batch, reading: purity.Reading) -> bool:
+    """Whether a copy of a net that has the channels last can be asked: `x.view(len(x), -1)` fails there."""
+    try:
+        own = copy.deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with keeping_generators(), _as_before(reading, batch, torch.get_num_threads()), torch.no_grad():
+            objective(own, batch)
+    except Exception:
+        return False
+    return True
 
 
 def read(net: nn.Module, objective: Any, penalty: Any) -> purity.Reading:
@@ -154,13 +171,6 @@ def _as_before(reading: purity.Reading, batch: Batch, threads: int) -> Iterator[
                 buffer.copy_(value)
         for p, gradient in gradients:
             p.grad = gradient
-
-
-def likes_channels_last(net: nn.Module) -> bool:
-    """Whether convolutions of pictures are most of what a net does. Convolution and pooling of torch are faster when the
-    channels of a place lie side by side. It is a rule, not a measurement: two runs must not differ by a chance look."""
-    kernels = sum(m.weight.numel() for m in net.modules() if isinstance(m, nn.Conv2d) and m.groups == 1)
-    return kernels >= _KERNELS
 
 
 def _in_turn(one: _Way, other: _Way, rounds: int = 5) -> tuple[float, float]:

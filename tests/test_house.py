@@ -30,7 +30,7 @@ ORDER = [
     "errors names recipe documents files archives imports findings keyed distinct joined mapped signals processes writer "
     "quarantine foreign",
     "sources splits checks batches inference chains mixing augment nets weights losses optimizers schedules penalties devices "
-    "activations initialisers machine masks products quicker pieces pseudo features familiar views pictures grams",
+    "activations initialisers machine masks products quicker layouts pieces pseudo features familiar views pictures grams",
     "targets pretrained",
     "domains evaluate",
     "data state history",

@@ -41,7 +41,7 @@ def test_the_gradient_of_a_bias_is_the_sum_in_double_precision(kind, shape, opti
     plain = convolved(kind, shape, **options)
     with Quicker() as mode:
         gradient, *found, of_bias = convolved(kind, shape, **options)
-    assert mode.seen == (gradient.numel() >= quicker.LARGE)
+    assert bool(mode.seen) == (gradient.numel() >= quicker.LARGE)
     assert all(torch.equal(a, b) for a, b in zip(found, plain[1:-1], strict=True))  # of the input and the weight
     truth = gradient.double().sum([0, *range(2, gradient.ndim)])
     assert float((of_bias - truth).abs().max() / truth.abs().max()) < 1e-6
@@ -87,7 +87,7 @@ def test_the_gradient_of_a_bag_is_that_of_double_precision(options: dict[str, An
     truth, plain = bagged(length, dtype=torch.float64, **options), bagged(length, **options)
     with Quicker() as mode:
         found = bagged(length, **options)
-    assert mode.seen is (length >= quicker.MANY) and (mode.seen or torch.equal(found, plain))
+    assert bool(mode.seen) is (length >= quicker.MANY) and (mode.seen or torch.equal(found, plain))
     assert float((found - truth).norm() / truth.norm()) < 1e-5
     assert float((found - truth).norm()) <= 4 * float(
         (plain - truth).norm()

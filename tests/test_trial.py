@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lamina import lanes, trial
+from lamina import lanes, layouts, trial
 from lamina.batches import Batch
 from lamina.engine import supervised
 from lamina.errors import UsageError
@@ -310,11 +310,41 @@ def test_channels_last_is_a_rule_of_the_number_of_kernel_weights(net, wanted):
     assert trial.choose(net, supervised(F.cross_entropy), made, strict=True).channels_last is False
 
 
-def test_a_convnet_that_keeps_traces_gets_its_layout_all_the_same():
+class Viewed(nn.Module):
+    """As many write it: `view` wants the order in memory that the channels last do not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.last = convnet(32)[:3], nn.Linear(32 * 16, 3)
+
+    def forward(self, x):
+        return self.last(self.layers(x).view(x.size(0), -1))
+
+
+def test_a_net_that_does_not_bear_the_channels_last_keeps_its_layout():
+    net = Viewed()
+    made = batch(PICTURES, torch.randint(0, 3, (4,)))
+    before = all_of(net)
+    found = trial.choose(net, supervised(F.cross_entropy), made)
+    assert layouts.likes_channels_last(net) and found.recorded and not found.channels_last
+    assert_untouched(before, all_of(net))
+
+
+@pytest.mark.parametrize(("net", "bears"), [(lambda: convnet(32), True), (Viewed, False)])
+def test_who_bears_the_channels_last_is_found_without_a_trace(net, bears):
+    net, objective, made = net(), supervised(F.cross_entropy), batch(PICTURES, torch.randint(0, 3, (4,)))
+    before, state = all_of(net), torch.get_rng_state()
+    reading = trial.read(net, objective, None)
+    assert trial.bears_channels_last(net, objective, made, reading) is bears
+    assert_untouched(before, all_of(net))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_convnet_that_keeps_traces_is_not_tried_so_its_weights_stay_as_they_lie():
     net = convnet(32)
     net[0].register_forward_hook(lambda *_: None)
     found = trial.choose(net, supervised(F.cross_entropy), batch(PICTURES, torch.randint(0, 3, (4,))))
-    assert found.channels_last and "hooks" in found.why_eager
+    assert not found.channels_last and "hooks" in found.why_eager
 
 
 def test_the_figure_is_the_median_of_what_the_clock_says(monkeypatch):
