@@ -289,22 +289,19 @@ class Lane:
 
     def _eager(self, batch: Any) -> Gradients:
         """A step as PyTorch makes it; the first in which convolutions have much to do also says whether the net bears that
-        they lay their numbers in another order, as they are, or where views may be copies."""
+        they lay their numbers in another order."""
         if not self._tries_layout:
             return self._eagerly(batch)
         before, plain = _Kept(self._guard, ()), self._kernels
-        # Code that may leave traces should not have to be called again.
-        for views in (contextlib.nullcontext, layouts.Reshaping) if self.recorded else (layouts.Reshaping,):
-            self._kernels, self._views = plain | layouts.LAID, views
-            try:
-                found = self._eagerly(batch)
-            except Exception:  # of the net's own, perhaps, which then comes out below
-                before.restore()
-            else:
-                self._tries_layout = layouts.CONVOLUTION not in self._seen
-                return found
-        self._kernels, self._views, self._tries_layout = plain, contextlib.nullcontext, False
-        return self._eagerly(batch)
+        self._kernels, self._views = plain | layouts.LAID, layouts.Reshaping
+        try:
+            found = self._eagerly(batch)
+        except Exception:  # of the net's own, perhaps, which then comes out here
+            before.restore()
+            self._kernels, self._views, self._tries_layout = plain, contextlib.nullcontext, False
+            return self._eagerly(batch)
+        self._tries_layout = layouts.CONVOLUTION not in self._seen
+        return found
 
     def _eagerly(self, batch: Any) -> Gradients:
         self._drop()

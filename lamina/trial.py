@@ -103,8 +103,8 @@ def choose(
     with _as_before(reading, batch, here):
         torch.set_num_threads(found.threads)
         way = None
-        if not strict and likes_channels_last(net):
-            with contextlib.suppress(Exception):  # `x.view(len(x), -1)` fails in that layout
+        if not strict and likes_channels_last(net) and bears_channels_last(net, objective, batch, reading):
+            with contextlib.suppress(Exception):  # a backward of the net's own may fail
                 way = _Way(
                     copy.deepcopy(own), objective, batch, precision=found.precision, channels_last=True, **options
                 )
@@ -132,11 +132,13 @@ def choose(
 
 
 def bears_channels_last(net: nn.Module, objective: Callable[..., Any], batch: Batch, reading: purity.Reading) -> bool:
-    """Whether a copy of a net that has the channels last can be asked: `x.view(len(x), -1)` fails there."""
+    """Whether a copy of a net that has the channels last can be asked, as it learns and as it answers: `x.view(len(x), -1)`
+    fails there."""
     try:
         own = copy.deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with keeping_generators(), _as_before(reading, batch, torch.get_num_threads()), torch.no_grad():
             objective(own, batch)
+            own.eval()(*batch.ready().inputs)
     except Exception:
         return False
     return True

@@ -311,18 +311,41 @@ def test_channels_last_is_a_rule_of_the_number_of_kernel_weights(net, wanted):
 
 
 class Viewed(nn.Module):
-    """As many write it: `view` wants the order in memory that the channels last do not have."""
+    """As many write it: `view` wants the order in memory that the channels last do not have. always: not in answers alone."""
 
-    def __init__(self):
+    def __init__(self, always=True):
         super().__init__()
+        self.always = always
         self.layers, self.last = convnet(32)[:3], nn.Linear(32 * 16, 3)
 
     def forward(self, x):
-        return self.last(self.layers(x).view(x.size(0), -1))
+        x = self.layers(x)
+        return self.last(x.view(x.size(0), -1) if self.always or not self.training else x.flatten(1))
 
 
-def test_a_net_that_does_not_bear_the_channels_last_keeps_its_layout():
-    net = Viewed()
+class Picky(torch.autograd.Function):
+    """Flattens, and wants gradients back as what it took lay in memory."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.shape, ctx.fits = x.shape, x.is_contiguous()
+        return x.flatten(1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if not ctx.fits:
+            raise RuntimeError("view size is not compatible")
+        return gradient.view(ctx.shape)
+
+
+class OwnBackward(Viewed):
+    def forward(self, x):
+        return self.last(Picky.apply(self.layers(x)))
+
+
+@pytest.mark.parametrize("kind", [Viewed, lambda: Viewed(always=False), OwnBackward])
+def test_a_net_that_does_not_bear_the_channels_last_keeps_its_layout(kind):
+    net = kind()
     made = batch(PICTURES, torch.randint(0, 3, (4,)))
     before = all_of(net)
     found = trial.choose(net, supervised(F.cross_entropy), made)
@@ -330,7 +353,9 @@ def test_a_net_that_does_not_bear_the_channels_last_keeps_its_layout():
     assert_untouched(before, all_of(net))
 
 
-@pytest.mark.parametrize(("net", "bears"), [(lambda: convnet(32), True), (Viewed, False)])
+@pytest.mark.parametrize(
+    ("net", "bears"), [(lambda: convnet(32), True), (Viewed, False), (lambda: Viewed(False), False)]
+)
 def test_who_bears_the_channels_last_is_found_without_a_trace(net, bears):
     net, objective, made = net(), supervised(F.cross_entropy), batch(PICTURES, torch.randint(0, 3, (4,)))
     before, state = all_of(net), torch.get_rng_state()
