@@ -105,9 +105,9 @@ def _laid_norm_backward(gradient: Tensor, x: Tensor, *how: Any) -> Backward:
 
 
 def _worth_laying(x: Tensor, *how: Any) -> bool:
-    """Whether a convolution is quicker with the channels last: not of one channel, or in groups."""
+    """Whether a convolution is quicker with the channels last: not in groups, or of one channel along a line."""
     transposed, groups = how[3], how[5]
-    enough = x.ndim in (3, 4) and x.shape[1] > 1 and x.numel() >= ENOUGH and x.device.type == "cpu"
+    enough = (x.ndim == 4 or (x.ndim == 3 and x.shape[1] > 1)) and x.numel() >= ENOUGH and x.device.type == "cpu"
     return enough and not transposed and groups == 1 and x.dtype in (torch.float32, torch.bfloat16)
 
 
@@ -117,7 +117,11 @@ def _is_laid_line(x: Tensor) -> bool:
 
 def _laid(x: Tensor) -> Tensor:
     """(B, C, L), which is a plane of one row, or (B, C, H, W) -> with the channels last."""
-    return (x.unsqueeze(-2) if x.ndim == 3 else x).contiguous(memory_format=torch.channels_last)
+    x = x.unsqueeze(-2) if x.ndim == 3 else x
+    if x.shape[1] > 1:
+        return x.contiguous(memory_format=torch.channels_last)
+    rows, columns = x.shape[2:]  # of one channel memory is the same; to torch the strides say what is wanted
+    return x.contiguous().as_strided(x.shape, (rows * columns, 1, columns, 1))
 
 
 def _as(x: Tensor, found: Tensor | None) -> Tensor | None:

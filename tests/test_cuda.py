@@ -313,6 +313,19 @@ def test_the_story_says_that_steps_are_captured(tmp_path):
     assert facts["captured"] and facts["channels_last"]
 
 
+def test_a_net_that_views_what_its_convolutions_give_keeps_their_layout(tmp_path):
+    class View(nn.Module):
+        def forward(self, x):
+            return x.view(x.size(0), -1)
+
+    x, y = torch.randn(400, 3, 10, 10), torch.arange(400) % 3
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 40, 3), View(), nn.Linear(40 * 36, 3))
+    run = lamina.train((x, y), net=net, loss=nn.CrossEntropyLoss(), task="classes", device="cuda", epochs=4, batch_size=32,
+                       runs=tmp_path, quiet=True, baselines=False, report=False)  # fmt: skip
+    step = run.facts["step"]
+    assert step["captured"] and not step["channels_last"]
+
+
 def table(folder, target):
     """Numbers with gaps, a category, a date and a short text; what is asked for follows from them."""
     draw = np.random.default_rng(0)
