@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lamina import (
     augment,
@@ -44,7 +45,7 @@ from lamina.batches import Batch, balanced, keeping_generators
 from lamina.errors import LaminaError, ResourceError, UsageError, near, out_of_memory
 from lamina.finder import find_learning_rate
 from lamina.recipe import Origin, Recipe
-from lamina.state import TrainState, keeping_buffers
+from lamina.state import TrainState, keeping_buffers, not_finite
 from lamina.watchers.health import Health
 from lamina.watchers.screen import Screen
 
@@ -301,6 +302,13 @@ def check_contract(net: nn.Module, loaded: data.Data, loss: Any, device: torch.d
         raise UsageError(
             f"All parameters of the net {type(net).__name__} are frozen: there is nothing to learn.",
             fix="requires_grad_(True) for those that are to learn",
+        )
+    learning = {name: p for name, p in net.named_parameters() if p.requires_grad and not is_lazy(p)}
+    if bad := not_finite(learning):
+        raise UsageError(
+            f"The net {type(net).__name__} comes with weights that are not finite: {', '.join(bad[:4])}.",
+            expected="numbers to learn from; infinite ones, of a mask, in a buffer",
+            fix="look at how they were initialised, or at the run that they are from",
         )
     if type(loaded.domain).loss is not data.Domain.loss and not loaded.domain.tried:
         return  # the domain computes its loss itself

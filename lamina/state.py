@@ -56,6 +56,10 @@ class TrainState:
     in_row: Any = 0  # of those, how many were the last ones
     watched: int = LOOK  # steps up to which a GPU is asked after each whether it was left out, and later now and then
     modes: list[bool] | None = None  # of the modules while learning: a caller may have put them into evaluation mode
+    infinite: frozenset[str] = frozenset()  # what was so when the net came, and does not learn
+
+    def __post_init__(self) -> None:
+        self.infinite = meant_infinite(self.net)
 
     def net_modes(self) -> list[bool]:
         return [module.training for module in self.net.modules()]
@@ -234,10 +238,16 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     return [name for name, value in values.items() if not (value.sum().isfinite() or value.isfinite().all())]
 
 
+def meant_infinite(net: nn.Module) -> frozenset[str]:
+    """The names of what a net has that is not finite and does not learn, such as an attention mask: it is meant so."""
+    still = [(name, p) for name, p in net.named_parameters() if not p.requires_grad and not is_lazy(p)]
+    return frozenset(not_finite(dict([*still, *((name, b) for name, b in net.named_buffers() if not is_lazy(b))])))
+
+
 def copy(state: TrainState, about: dict[str, Any]) -> Copy:
     """All that `save` writes. Weights that are not finite are never saved: Diverged."""
     weights = weights_of(state.net)
-    if bad := not_finite(weights):
+    if bad := [name for name in not_finite(weights) if name not in state.infinite]:
         raise Diverged(
             f"After step {state.step} the weights are not finite: {', '.join(bad[:4])}. They were not saved.",
             fix="lower the learning rate or clip gradients (--clip-norm 1); the last good checkpoint is kept",

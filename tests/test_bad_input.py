@@ -651,3 +651,53 @@ def test_an_interruption_ends_at_once_and_a_run_that_began_can_be_resumed(place,
     again = lamina.resume(run, net=f"{folder}/slow.py:Net", quiet=True)
     assert again.facts["status"] == "done"
     assert all(torch.equal(again.weights()[name], whole[name]) for name in whole)
+
+
+class Masked(nn.Module):
+    """Attention to what came before: the mask is infinite where it does not look."""
+
+    def __init__(self, weight: float = 0.0):
+        super().__init__()
+        self.inner, self.attention, self.last = (
+            nn.Linear(4, 8),
+            nn.MultiheadAttention(8, 2, batch_first=True),
+            nn.Linear(8, 3),
+        )
+        self.register_buffer("mask", torch.full((6, 6), -torch.inf).triu(1))
+        self.scale = nn.Parameter(torch.tensor([torch.inf, 1.0]), requires_grad=False)
+        with torch.no_grad():
+            self.last.weight[0, 0] += weight
+
+    def forward(self, x: Any) -> Any:
+        x = self.inner(x)
+        return self.last(self.attention(x, x, x, attn_mask=self.mask)[0].mean(1)) * self.scale[1]
+
+
+def sequences() -> tuple[Any, Any]:
+    y = np.arange(240) % 3
+    return np.random.default_rng(0).normal(y[:, None, None], 0.3, (240, 6, 4)).astype(np.float32), y
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_mask_that_is_infinite_is_no_divergence(runs, ema):
+    run = lamina.train(sequences(), net=Masked(), loss=nn.CrossEntropyLoss(), task="classes", epochs=12, batch_size=20, ema=ema,
+                       learning_rate=0.01, baselines=False, quiet=True, report=False, runs=runs, name="masked")  # fmt: skip
+    assert run.headline.value > 0.9
+    told = "".join(path.read_text(encoding="utf-8") for path in run.folder.glob("*.json*"))
+    assert "not finite" not in told and "contains NaN" not in told
+    assert torch.equal(run.net.mask, Masked().mask)
+
+
+@pytest.mark.parametrize("weight", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_told_before_training(runs, weight):
+    with pytest.raises(UsageError, match=r"comes with weights that are not finite: last\.weight"):
+        lamina.train(sequences(), net=Masked(weight), loss=nn.CrossEntropyLoss(), task="classes", epochs=1, baselines=False,
+                     quiet=True, runs=runs, name="odd")  # fmt: skip
+    assert not (runs / "odd").exists()
+
+
+def test_weights_that_become_infinite_beside_such_a_mask_are_a_divergence(runs):
+    with pytest.raises(Diverged):
+        lamina.train(sequences(), net=Masked(), loss=nn.CrossEntropyLoss(), task="classes", epochs=3, batch_size=20,
+                     optimizer="sgd", learning_rate=1e38, on_divergence="stop", baselines=False, quiet=True, report=False,
+                     runs=runs, name="far")  # fmt: skip

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from lamina import tracing
 from lamina.batches import generators, set_generators
-from lamina.state import keeping_buffers, not_finite
+from lamina.state import keeping_buffers, meant_infinite, not_finite
 from lamina.watchers import Log
 
 _ZERO_FLOOR = {"relu", "relu_", "relu6", "threshold", "hardswish", "gelu", "silu", "mish"}  # all end at 0 on the left
@@ -70,6 +70,7 @@ class Health:
         self.forward = forward or (lambda net, batch: net(*batch.inputs))
         self.every = every
         self.batch = batch
+        self._meant = meant_infinite(self.net)
         self.findings: list[dict[str, Any]] = []
         self.layers: list[dict[str, Any]] = []
         self._last: int | None = None  # the step of the last look
@@ -83,7 +84,7 @@ class Health:
         gradients = _gradients(self.net)
         batch = progress.batch_data if self.batch is None else self.batch()
         self.layers = [] if batch is None else self._probe(batch)
-        self.findings = [*_not_finite(self.net), *_of_activations(self.layers), *_of_gradients(gradients)]
+        self.findings = [*_not_finite(self.net, self._meant), *_of_activations(self.layers), *_of_gradients(gradients)]
         for finding in self.findings:
             finding["epoch"] = epoch
             finding["since"] = since.get((finding["kind"], finding["layer"]), epoch)
@@ -216,10 +217,11 @@ def _gradients(net: nn.Module) -> list[tuple[str, float]]:
     return [(name, grad / size) for name, size, grad in zip(names, sizes, gradients, strict=True) if size > 0]
 
 
-def _not_finite(net: nn.Module) -> list[dict[str, Any]]:
-    """Weights and buffers. A gradient that is not finite shows in the weights, unless a GradScaler has skipped the
-    step, which is then as it should be."""
-    wrong = not_finite(dict([*net.named_parameters(), *net.named_buffers()]))[:_NAMED]
+def _not_finite(net: nn.Module, meant: frozenset[str]) -> list[dict[str, Any]]:
+    """Weights and buffers, but those that are meant so. A gradient that is not finite shows in the weights, unless a GradScaler
+    has skipped the step, which is then as it should be."""
+    found = not_finite(dict([*net.named_parameters(), *net.named_buffers()]))
+    wrong = [name for name in found if name not in meant][:_NAMED]
     common = {
         "severity": "error",
         "kind": "not finite",
