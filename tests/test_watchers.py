@@ -279,13 +279,25 @@ def test_of_complex_weights_the_imaginary_part_counts_too():
 
 def test_weights_that_are_not_finite_are_an_error_by_name():
     net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    health = Health(net)
     progress = _after_a_step(net, _inputs(8, 6))
     with torch.no_grad():
         net[2].weight[0, 0] = math.nan
         net[1].running_var[0] = math.inf
-    health = Health(net)
     health(progress)
     assert [(f["severity"], f["layer"]) for f in health.findings] == [("error", "2.weight"), ("error", "1.running_var")]
+
+
+def test_a_mask_that_is_infinite_is_meant_so_and_what_becomes_infinite_is_not():
+    net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    net.register_buffer("mask", torch.full((2, 2), -math.inf))
+    net.register_buffer("other", torch.zeros(2))
+    health = Health(net)
+    health(_after_a_step(net, _inputs(64, 6)))
+    assert [finding["layer"] for finding in health.findings if finding["kind"] == "not finite"] == []
+    net.other[1] = math.inf
+    health(_after_a_step(net, _inputs(64, 6), step=300))
+    assert [finding["layer"] for finding in health.findings if finding["kind"] == "not finite"] == ["other"]
 
 
 def test_the_probe_leaves_no_trace():
