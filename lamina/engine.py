@@ -334,12 +334,13 @@ def learn(
 class _Before:
     """What making a step changes before it is applied, as it was: buffers (running means) and torch's generators.
 
-    A buffer of more than a million numbers is a table rather than a mean, and is not kept. Nor are python's and numpy's
-    generators, from which a `forward` should not draw.
+    A buffer of more than a million numbers, or a sparse one, is a table rather than a mean, and is not kept. Nor are
+    python's and numpy's generators, from which a `forward` should not draw.
     """
 
     def __init__(self, net: nn.Module, device: torch.device):
-        self.buffers = [buffer.detach() for buffer in net.buffers() if buffer.numel() <= 1 << 20]
+        dense = [buffer.detach() for buffer in net.buffers() if buffer.layout == torch.strided]
+        self.buffers = [buffer for buffer in dense if buffer.numel() <= 1 << 20]
         kinds = dict.fromkeys((buffer.dtype, buffer.device) for buffer in self.buffers)
         groups = [[b for b in self.buffers if (b.dtype, b.device) == kind] for kind in kinds]
         self._groups = [(group, _joined(group)) for group in groups]  # each group's values in one tensor

@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.overrides import TorchFunctionMode
 
@@ -72,15 +74,19 @@ class _Sizes(TorchFunctionMode):
 
     def __init__(self, there: Iterable[Tensor]):
         self.bytes: list[int] = []
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in there}
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in there if _is_plain_memory(tensor)}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = function(*args, **(kwargs or {}))
         for made in given if isinstance(given, tuple) else (given,):  # of recurrent layers one is all states
-            plain = isinstance(made, Tensor) and made.layout == torch.strided
-            if plain and made.untyped_storage().data_ptr() not in self._known:
+            if _is_plain_memory(made) and made.untyped_storage().data_ptr() not in self._known:
                 self.bytes.append(made.nbytes)
         return given
+
+
+def _is_plain_memory(value: Any) -> bool:
+    """Whether it is a tensor that lies in one piece of memory: no sparse one, and none within `torch.vmap`."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not is_functorch_wrapped_tensor(value)
 
 
 def quickest(net: nn.Module, inputs: tuple[Tensor, ...], *, same_layers: bool = False) -> nn.Module:
@@ -103,7 +109,11 @@ def quickest(net: nn.Module, inputs: tuple[Tensor, ...], *, same_layers: bool = 
             for way in ways:
                 try:
                     other = way(twin(best))
-                    fits = torch.allclose(other(*few), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+                    with (
+                        warnings.catch_warnings()
+                    ):  # of a net that differentiates, which such products have no word for
+                        warnings.simplefilter("ignore")
+                        fits = torch.allclose(other(*few), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
                 except Exception:  # whatever a user's net does not like about it
                     continue
                 if fits:

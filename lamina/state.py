@@ -190,6 +190,8 @@ def pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
 def _copied(value: Tensor) -> Tensor:
     """A tensor in host memory of its own."""
     value = value.detach().resolve_conj().resolve_neg()
+    if value.layout != torch.strided:  # who writes it has words for that
+        return value.to("cpu", copy=True)
     return value.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 

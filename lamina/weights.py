@@ -69,6 +69,7 @@ def pieces(weights: dict[str, Tensor]) -> list[bytes | memoryview]:
                 f"These tensors cannot be written as safetensors: {name!r} is {value.dtype}, {value.layout} on "
                 f"{value.device}.",
                 expected="dense tensors of ordinary numbers",
+                fix="what does not learn and can be made again: register_buffer(name, tensor, persistent=False)",
             )
         value = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
         flat = (torch.view_as_real(value) if value.is_complex() else value).reshape(-1).view(torch.uint8)

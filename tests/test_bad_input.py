@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -701,3 +702,51 @@ def test_weights_that_become_infinite_beside_such_a_mask_are_a_divergence(runs):
         lamina.train(sequences(), net=Masked(), loss=nn.CrossEntropyLoss(), task="classes", epochs=3, batch_size=20,
                      optimizer="sgd", learning_rate=1e38, on_divergence="stop", baselines=False, quiet=True, report=False,
                      runs=runs, name="far")  # fmt: skip
+
+
+class Graph(nn.Module):
+    """Nodes that look at their neighbours, by a sparse matrix."""
+
+    def __init__(self, persistent: bool):
+        super().__init__()
+        self.register_buffer("edges", torch.eye(6).roll(1, 0).to_sparse(), persistent=persistent)
+        self.inner, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.relu(self.inner(x)).transpose(0, 1)
+        near = torch.sparse.mm(self.edges, x.reshape(6, -1)).view(6, -1, 8)
+        return self.last((x + near).mean(0))
+
+
+class Members(nn.Module):
+    """Several layers at once, by `torch.vmap`; and a gradient within, by `torch.func`."""
+
+    def __init__(self, persistent: bool):
+        super().__init__()
+        self.weight, self.inner, self.last = nn.Parameter(torch.randn(5, 24, 8) / 5), nn.Linear(8, 1), nn.Linear(8, 3)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.vmap(lambda weight: x.flatten(1) @ weight)(self.weight).mean(0)
+        slope = torch.func.vmap(torch.func.grad(lambda row: torch.tanh(self.inner(row)).sum()))(x)
+        return self.last(x + slope)
+
+
+@pytest.mark.parametrize("net", [Graph, Members])
+def test_nets_whose_tensors_lie_in_no_memory_of_their_own_are_trained_and_asked(runs, net):
+    x, y = sequences()
+    run = lamina.train((x, y), net=net(False), loss=nn.CrossEntropyLoss(), task="classes", epochs=12, batch_size=20,
+                       learning_rate=0.01, baselines=False, quiet=True, report=False, runs=runs, name="odd")  # fmt: skip
+    assert run.headline.value > 0.9
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        many = run.predict(np.tile(x, (80, 1, 1)))
+    assert (many.prediction == np.tile(y, 80)).mean() > 0.9
+    again = lamina.load(run.folder, net=net(False))
+    assert np.allclose(again.predict(x).probabilities, run.predict(x).probabilities, atol=1e-6)
+
+
+def test_a_sparse_buffer_that_cannot_be_saved_is_told_before_training(runs):
+    with pytest.raises(RunError, match=r"edges.*sparse") as found:
+        lamina.train(sequences(), net=Graph(True), loss=nn.CrossEntropyLoss(), task="classes", epochs=1, baselines=False,
+                     quiet=True, runs=runs, name="odd")  # fmt: skip
+    assert "persistent=False" in found.value.fix

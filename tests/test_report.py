@@ -579,3 +579,11 @@ def test_confidence_that_cannot_be_trusted_is_told():
 
 def test_a_wide_interval_is_told():
     assert "Four times as many" in told(run={"headline": entry(0.9, 0.8, 0.96)})
+
+
+def test_of_answers_that_are_nan_the_histogram_says_nothing():
+    figure = figures.histogram(np.array([0.5, np.nan, 0.9, np.nan]), np.array([True, False, True, True]))
+    assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {
+        "where it was right (2)", "where it was wrong (0)",
+    }  # fmt: skip
+    figures.histogram(np.array([np.nan]), np.array([False]))

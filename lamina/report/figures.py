@@ -169,8 +169,11 @@ def reliability(calibration: dict) -> Figure:
 
 
 def histogram(confidence: np.ndarray, right: np.ndarray) -> Figure:
-    """How sure the net is (n,), in [0, 1], where it was right (n,) beside where it was wrong: shares of each."""
+    """How sure the net is (n,), in [0, 1], where it was right (n,) beside where it was wrong: shares of each. Where it gave
+    NaN it says nothing."""
     confidence, right = np.asarray(confidence, float), np.asarray(right, bool)
+    said = ~np.isnan(confidence)
+    confidence, right = confidence[said], right[said]
     figure = _figure(WIDTH / 2, 3.5)
     axis = figure.subplots()
     edges = np.linspace(math.floor(10 * confidence.min(initial=0.9)) / 10, 1, 16)
