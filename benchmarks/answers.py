@@ -10,7 +10,6 @@ numbers that are not finite. All take turns in one process; medians of the passe
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import statistics
@@ -113,10 +112,7 @@ def taken(ask: Callable[[], Any], passes: int) -> list[float]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--only", metavar="TEXT", default="", help="nets that hold this text")
-    options.add_argument("--turns", type=int, default=3)
-    asked = options.parse_args()
+    asked = measured.nets_and_turns(__doc__ or "")
     warnings.simplefilter("ignore")
     measured.heading("Answers of other nets, given floats: by hand in milliseconds, all else as shares of it")
     measured.table(

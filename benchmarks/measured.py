@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import re
@@ -50,3 +51,11 @@ def row(*cells: object) -> None:
 def table(*titles: str) -> None:
     row(*titles)
     row(*["---"] * len(titles))
+
+
+def nets_and_turns(about: str) -> argparse.Namespace:
+    """What a job over many nets in one process is asked: `only`, a text in their names, and `turns`."""
+    options = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--only", metavar="TEXT", default="", help="nets that hold this text")
+    options.add_argument("--turns", type=int, default=3)
+    return options.parse_args()

@@ -10,7 +10,6 @@ column says why steps were not recorded, where they were not.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import time
@@ -226,10 +225,7 @@ def seconds(epochs: Iterator[None], warm: int) -> list[float]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--only", metavar="TEXT", default="", help="nets that hold this text")
-    options.add_argument("--turns", type=int, default=3)
-    asked = options.parse_args()
+    asked = measured.nets_and_turns(__doc__ or "")
     measured.heading("A step of other nets, milliseconds: medians of all timed epochs, lowest to highest")
     measured.table("net", "by hand", "lamina.learn", "ratio", "eager, since")
     warnings.simplefilter("ignore")

@@ -54,11 +54,11 @@ def followers(net: nn.Module, inputs: tuple[Tensor, ...], kinds: Container[type[
         copied(*inputs)
     found: dict[str, str] = {}
     givers: dict[int, str] = {}
-    for name, given, gives, in_place in seen.calls:
+    for name, given, gives in seen.calls:
         giver = givers.get(id(given))
         if seen.times[name] == 1 and giver is not None and seen.times[giver] == 1:
             readers = seen.readers[id(given)]
-            if readers[0] == name and (in_place or set(readers) == {name}):
+            if readers[0] == name and (gives is given or set(readers) == {name}):
                 found[giver] = name
         givers[id(gives)] = name
     return found
@@ -68,7 +68,7 @@ class _Seen(TorchFunctionMode):
     """Who reads which tensor. Those that layers give are kept, so that no other has their number."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[str, Any, Any, bool]] = []  # in their order: layer, what it is given and gives, in place
+        self.calls: list[tuple[str, Any, Any]] = []  # in their order: layer, what it is given, what it gives
         self.times: dict[str, int] = {}
         self.readers: dict[int, list[str]] = {}  # of a tensor, in their order; "" is the net itself
         self.now = ""
@@ -93,7 +93,7 @@ class _Noted(nn.Module):
         seen.now = before
         given = args[0] if len(args) == 1 and not kwargs else None
         seen.times[self.name] = seen.times.get(self.name, 0) + 1
-        seen.calls.append((self.name, given, gives, gives is given))
+        seen.calls.append((self.name, given, gives))
         if gives is not given:
             seen.readers[id(gives)] = []  # whatever had this number before is gone
         return gives

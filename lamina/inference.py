@@ -109,10 +109,10 @@ def quickest(net: nn.Module, inputs: tuple[Tensor, ...], *, same_layers: bool = 
             for way in ways:
                 try:
                     other = way(twin(best))
-                    with (
-                        warnings.catch_warnings()
-                    ):  # of a net that differentiates, which such products have no word for
-                        warnings.simplefilter("ignore")
+                    with warnings.catch_warnings():
+                        warnings.simplefilter(
+                            "ignore"
+                        )  # products of oneDNN, where a net differentiates, have no gradient
                         fits = torch.allclose(other(*few), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
                 except Exception:  # whatever a user's net does not like about it
                     continue

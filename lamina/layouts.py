@@ -26,16 +26,19 @@ KERNELS = 10_000  # weights of convolutions of planes
 def likes_channels_last(net: nn.Module) -> bool:
     """Whether convolutions of pictures are most of what a net does. It is a rule, not a measurement: two runs must not differ
     by a chance look."""
-    kernels = sum(m.weight.numel() for m in net.modules() if isinstance(m, nn.Conv2d) and m.groups == 1)
-    return kernels >= KERNELS
+    return sum(weight.numel() for weight in _planes(net)) >= KERNELS
 
 
 def concerns(net: nn.Module) -> bool:
     """Whether the kernels have something to do: in a net whose weights are laid already they have not."""
     lines = any(isinstance(m, nn.Conv1d) and m.groups == 1 and m.in_channels > 1 for m in net.modules())
-    planes = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
-    laid = all(weight.is_contiguous(memory_format=torch.channels_last) for weight in planes)
+    laid = all(weight.is_contiguous(memory_format=torch.channels_last) for weight in _planes(net))
     return lines or (likes_channels_last(net) and not laid)
+
+
+def _planes(net: nn.Module) -> list[Tensor]:
+    """The weights of the convolutions of planes that are in no groups."""
+    return [m.weight for m in net.modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
 
 
 class Reshaping(TorchFunctionMode):

@@ -121,7 +121,7 @@ class Recovery:
     def _bad(self) -> list[str]:
         """What is not finite and is not meant so: none, as a rule."""
         meant = self.state.infinite | {f"ema.module.{name}" for name in self.state.infinite}
-        return [name for name in not_finite(self._places()) if name not in meant]
+        return not_finite(self._places(), meant)
 
     def _keep(self) -> None:
         places = self._places()

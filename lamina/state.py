@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +56,7 @@ class TrainState:
     in_row: Any = 0  # of those, how many were the last ones
     watched: int = LOOK  # steps up to which a GPU is asked after each whether it was left out, and later now and then
     modes: list[bool] | None = None  # of the modules while learning: a caller may have put them into evaluation mode
-    infinite: frozenset[str] = frozenset()  # what was so when the net came, and does not learn
+    infinite: frozenset[str] = field(init=False)  # what was so when the net came, and does not learn
 
     def __post_init__(self) -> None:
         self.infinite = meant_infinite(self.net)
@@ -226,11 +226,13 @@ class Copy:
     about: dict[str, Any]
 
 
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of those that hold a number that is not finite. Of tensors on a GPU, where all is well, one answer is waited
-    for and not one each."""
+def not_finite(tensors: Mapping[str, Tensor], meant: Container[str] = ()) -> list[str]:
+    """The names of those that hold a number that is not finite, but for those that are meant so. Of tensors on a GPU, where all
+    is well, one answer is waited for and not one each."""
     values = {
-        name: value.detach() for name, value in tensors.items() if value.is_floating_point() or value.is_complex()
+        name: value.detach()
+        for name, value in tensors.items()
+        if (value.is_floating_point() or value.is_complex()) and name not in meant
     }
     there = [value for value in values.values() if not value.is_cpu]
     if there:
@@ -249,7 +251,7 @@ def meant_infinite(net: nn.Module) -> frozenset[str]:
 def copy(state: TrainState, about: dict[str, Any]) -> Copy:
     """All that `save` writes. Weights that are not finite are never saved: Diverged."""
     weights = weights_of(state.net)
-    if bad := [name for name in not_finite(weights) if name not in state.infinite]:
+    if bad := not_finite(weights, state.infinite):
         raise Diverged(
             f"After step {state.step} the weights are not finite: {', '.join(bad[:4])}. They were not saved.",
             fix="lower the learning rate or clip gradients (--clip-norm 1); the last good checkpoint is kept",

@@ -2,7 +2,8 @@
 
 In: a net, its objective, one batch. Out: a `Choice` of threads and precision, each with the figures it was chosen by, of the
 memory layout, and whether the step can be recorded. Called by the story on the CPU, where these depend on the machine and the
-net: small nets are faster on one thread, some processors compute bf16 twice as fast as fp32 and others half as fast.
+net: small nets are faster on one thread, some processors compute bf16 twice as fast as fp32 and others half as fast. On a GPU
+only `bears_channels_last` is asked.
 
 Nothing is left behind: the net, the loss's own parameters and buffers and the generators are as before. A net whose `forward`
 may leave traces elsewhere, or that cannot be copied, is not called. `strict` leaves layout and precision alone.
@@ -104,11 +105,11 @@ def choose(
         torch.set_num_threads(found.threads)
         way = None
         if not strict and likes_channels_last(net) and bears_channels_last(net, objective, batch, reading):
-            with contextlib.suppress(Exception):  # a backward of the net's own may fail
-                way = _Way(
-                    copy.deepcopy(own), objective, batch, precision=found.precision, channels_last=True, **options
-                )
+            try:
+                way = _Way(own, objective, batch, precision=found.precision, channels_last=True, **options)
                 found.channels_last = True
+            except Exception:  # a backward of the net's own may fail
+                own = copy.deepcopy(net)
         if way is None:
             way = _Way(own, objective, batch, precision=found.precision, channels_last=False, **options)
         found.recorded, found.why_eager, found.seconds = way.lane.recorded, way.lane.words, way.seconds()

@@ -220,8 +220,7 @@ def _gradients(net: nn.Module) -> list[tuple[str, float]]:
 def _not_finite(net: nn.Module, meant: frozenset[str]) -> list[dict[str, Any]]:
     """Weights and buffers, but those that are meant so. A gradient that is not finite shows in the weights, unless a GradScaler
     has skipped the step, which is then as it should be."""
-    found = not_finite(dict([*net.named_parameters(), *net.named_buffers()]))
-    wrong = [name for name in found if name not in meant][:_NAMED]
+    wrong = not_finite(dict([*net.named_parameters(), *net.named_buffers()]), meant)[:_NAMED]
     common = {
         "severity": "error",
         "kind": "not finite",
